@@ -1,0 +1,48 @@
+"""Read, validate and merge LoRA and (IA)³ adapters into base checkpoints.
+
+The public functions are loaded on first use, so that importing this package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from adaptertools.errors import AdapterError, Finding, FindingsError
+
+if TYPE_CHECKING:
+    from adaptertools.base.merge import merge as merge
+    from adaptertools.base.verify import verify as verify
+    from adaptertools.check.inspecting import inspect as inspect
+    from adaptertools.check.validating import validate as validate
+    from adaptertools.formats.opening import open_adapter as open
+
+__all__ = [
+    "AdapterError",
+    "Finding",
+    "FindingsError",
+    "inspect",
+    "merge",
+    "open",
+    "validate",
+    "verify",
+]
+
+_LAZY = {
+    "open": ("adaptertools.formats.opening", "open_adapter"),
+    "inspect": ("adaptertools.check.inspecting", "inspect"),
+    "validate": ("adaptertools.check.validating", "validate"),
+    "merge": ("adaptertools.base.merge", "merge"),
+    "verify": ("adaptertools.base.verify", "verify"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'adaptertools' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,1 @@
+"""The neutral form every format is read into, and the model families' names and sizes."""

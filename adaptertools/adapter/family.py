@@ -1,0 +1,238 @@
+"""One model family: what its modules are called on disk, how large they are, what is fused.
+
+Names are on-disk module paths; `v5` is the name in the transformers 5 module tree where it differs.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, NamedTuple
+
+from adaptertools.errors import SpecError
+from adaptertools.patterns.dims import compile_dims, evaluate
+from adaptertools.patterns.template import Template, compile_template
+
+LAYOUTS = {"linear": "out in", "conv1d": "in out", "embedding": "in out", "norm": "out"}
+LAYOUTS["parameter"] = LAYOUTS["linear"]
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a family says of one module; a size that the config does not tell is None.
+
+    `layout` is `out in`, `in out` or `out` (norms, stacked biases), with stacked experts
+    `experts out in` and so on. A `parameter` is named by its tensor, all else by its module.
+    """
+
+    kind: str
+    layout: str
+    out: int | None
+    in_: int | None
+    experts: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A tensor that is part of another, or holds it: the expert `index`, and `rows` along `out`."""
+
+    tensor: str
+    index: int | None = None
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One entry of a family; `virtual` if it is only in the transformers 5 tree, not on disk.
+
+    `v5` is the name there, or with `part` the name of the fused parameter that holds it.
+    """
+
+    name: str
+    kind: str
+    layout: str
+    out: str
+    in_: str | None
+    stack: str | None
+    optional: bool
+    virtual: bool
+    v5: str | None
+    part: str | None
+
+
+class _Hit(NamedTuple):
+    module: Module
+    v5: bool
+    fields: Mapping[str, str]
+    root: str | None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family; look-ups take a name and the sizes that `sizes()` read from the config."""
+
+    id: str
+    title: str
+    model_types: tuple[str, ...]
+    tied_head: str | None
+    tied_to: str | None
+    tied_default: bool
+    roots: tuple[str, ...]
+    expressions: Mapping[str, tuple[str, ...]]
+    modules: tuple[Module, ...]
+    source: str
+
+    def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """Return the sizes, and the count of each index, that a parsed config.json tells.
+
+        A nested `text_config` goes before the top level; what is not told is left out.
+        """
+        nested = {k: v for k, v in config.items() if isinstance(v, Mapping)}
+        dotted = {f"{k}.{name}": value for k, v in nested.items() for name, value in v.items()}
+        values = {**config, **dotted, **nested.get("text_config", {})}
+        found: dict[str, int] = {}
+        for name, texts in self.expressions.items():
+            tried = (evaluate(text, ChainMap(found, values)) for text in texts)
+            if (size := next((s for s in tried if s is not None), None)) is not None:
+                found[name] = size
+        return found
+
+    def is_tied(self, config: Mapping[str, Any]) -> bool:
+        """Say whether the output head shares the embedding's tensor, going by the config."""
+        for level in (config, config.get("text_config")):
+            if isinstance(level, Mapping) and isinstance(level.get("tie_word_embeddings"), bool):
+                return bool(level["tie_word_embeddings"])
+        return self.tied_default
+
+    def expected(self, name: str, sizes: Sizes) -> Expected | None:
+        """Return what the module `name` should be, None where the family has no such module."""
+        hit = self._find(name)
+        if hit is None or any(i in sizes and int(n) >= sizes[i] for i, n in hit.fields.items()):
+            return None
+        module = hit.module
+        out, in_ = _extent(module.out, sizes), _extent(module.in_, sizes)
+        if module.stack is None:
+            return Expected(module.kind, module.layout, out, in_)
+        return Expected(module.kind, f"experts {module.layout}", out, in_, sizes.get(module.stack))
+
+    def pieces(self, name: str, sizes: Sizes) -> tuple[Piece, ...]:
+        """Return the on-disk tensors that make up the transformers 5 parameter `name`.
+
+        Empty where the tree has no such parameter or it is called the same on disk. Raises
+        `SpecError` (AT294) where a size is needed that `sizes` lacks.
+        """
+        for path, tail in _splits(name):
+            hit = self._find(path)
+            if hit is None or not hit.v5:
+                continue
+            if not hit.module.virtual:
+                return (Piece(self._spell(hit.module.name, hit, hit.fields) + tail),)
+            stack, rows = hit.module.stack or "", self._rows(hit.module, sizes)
+            parts = [m for m in self.modules if m.part and m.v5 == hit.module.name]
+            return tuple(
+                Piece(
+                    self._spell(f"{m.name}.weight", hit, {**hit.fields, stack: e}), e, rows[m.part]
+                )
+                for e in range(self._known(stack, sizes)[stack])
+                for m in parts
+                if m.part
+            )
+        return ()
+
+    def placed_in(self, tensor: str, sizes: Sizes) -> Piece | None:
+        """Return what holds the on-disk `tensor` in the transformers 5 tree: `pieces` inverted.
+
+        None where it is called the same there. Raises `SpecError` (AT294) like `pieces`.
+        """
+        for path, tail in _splits(tensor):
+            hit = self._find(path)
+            if hit is None or hit.v5 or hit.module.v5 is None:
+                continue
+            holder = self._spell(hit.module.v5, hit, hit.fields)
+            if hit.module.part is None:
+                return Piece(holder + tail)
+            if tail in ("", ".weight"):
+                whole = next(m for m in self.modules if m.name == hit.module.v5)
+                index = int(hit.fields[whole.stack or ""])
+                return Piece(holder, index, self._rows(whole, sizes)[hit.module.part])
+        return None
+
+    @cached_property
+    def _names(self) -> dict[str, list[tuple[Template, Module, bool]]]:
+        """All names, compiled when the first is looked up, by their last segment."""
+        names: dict[str, list[tuple[Template, Module, bool]]] = {}
+        for module in self.modules:
+            renamed = module.v5 if module.part is None else None
+            for text, v5 in ((module.name, module.virtual), (renamed, True)):
+                if text is not None:
+                    last = text.rpartition(".")[2].rpartition("]")[2]
+                    names.setdefault(last, []).append((self._compile(text), module, v5))
+        return names
+
+    def _compile(self, text: str) -> Template:
+        try:
+            template = compile_template(text)
+        except SpecError as error:
+            raise SpecError("AT294", error.message, file=self.source) from None
+        if lacking := set(template.fields) - self.expressions.keys():
+            why = f"the name {text!r} needs the counts {sorted(lacking)}"
+            raise SpecError("AT294", why, file=self.source)
+        return template
+
+    def check(self) -> None:
+        """Compile every name; raises `SpecError` (AT294), which else the first look-up does."""
+        _ = self._names
+
+    def _find(self, name: str) -> _Hit | None:
+        """Find `name` as it is, then with each of the other roots in place of the first."""
+        for root in (None, *self.roots[1:]):
+            if root is None or name.startswith(root):
+                path = name if root is None else self.roots[0] + name[len(root) :]
+                for template, module, v5 in self._names.get(path.rpartition(".")[2], ()):
+                    if (fields := template.match(path)) is not None:
+                        return _Hit(module, v5, fields, root)
+        return None
+
+    def _spell(self, text: str, hit: _Hit, fields: Mapping[str, object]) -> str:
+        """Format a template, under the root by which `hit` was found."""
+        name = compile_template(text).format(fields)
+        return name if hit.root is None else hit.root + name.removeprefix(self.roots[0])
+
+    def _rows(self, fused: Module, sizes: Sizes) -> dict[str, tuple[int, int]]:
+        return compile_dims(fused.out).part_slices(self._known(fused.out, sizes))
+
+    def _known(self, text: str, sizes: Sizes) -> Sizes:
+        """Return `sizes`; raises where it lacks one that the dims pattern `text` names."""
+        for name in sorted(named_sizes(text) - sizes.keys()):
+            fields = " or ".join(self.expressions[name])
+            why = f"the size {name!r} of this {self.title} model is not known"
+            raise SpecError("AT294", why, hint=f"the base's config.json should tell {fields}")
+        return sizes
+
+
+def _splits(name: str) -> tuple[tuple[str, str], ...]:
+    """Return `name` as a module or bare parameter, then as a module and its parameter."""
+    module, dot, param = name.rpartition(".")
+    return (name, ""), (module, dot + param)
+
+
+def _groups(text: str | None) -> list[tuple[str, ...]]:
+    """Return the factors of each part of a one-axis dims pattern."""
+    axes = compile_dims(text or "").axes
+    return [names for a in axes for names in ([p[1] for p in a.parts] or [a.names])]
+
+
+def named_sizes(text: str | None) -> set[str]:
+    """Return the sizes that a one-axis dims pattern names."""
+    return {name for names in _groups(text) for name in names if not name.isdigit()}
+
+
+def _extent(text: str | None, sizes: Sizes) -> int | None:
+    if text is None or not named_sizes(text) <= sizes.keys():
+        return None
+    groups = _groups(text)
+    return sum(prod(int(n) if n.isdigit() else sizes[n] for n in names) for names in groups)

@@ -1,0 +1,1 @@
+"""Base checkpoints: read, planned, merged into, published, verified."""

@@ -1,0 +1,127 @@
+"""A base checkpoint: a Hugging Face directory or one weight file, known by its headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adaptertools.adapter.families import Family, detect_family
+from adaptertools.errors import SourceError
+from adaptertools.formats.opening import read_config
+from adaptertools.store.header import Header, read_header
+from adaptertools.store.read import TORCH_SUFFIXES, read_slots
+from adaptertools.store.slot import Slot
+
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One weight file: its tensors, and its header where it is safetensors."""
+
+    file: Path
+    slots: Mapping[str, Slot]
+    header: Header | None
+
+    @property
+    def size(self) -> int:
+        return self.file.stat().st_size
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A base: `root` is the directory, or the file itself (`is_file`)."""
+
+    root: Path
+    is_file: bool
+    shards: tuple[Shard, ...]
+    slots: Mapping[str, Slot]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    family: Family | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.family.sizes(self.config) if self.family else {}
+
+
+def open_base(path: str | Path) -> Checkpoint:
+    """Open a base checkpoint from headers alone; raises `SourceError`."""
+    root = Path(path)
+    if root.is_file():
+        return _checkpoint(root, (root,), {}, None, is_file=True)
+    if not root.is_dir():
+        raise SourceError("AT100", "no such file or folder", file=root)
+    config_path = root / "config.json"
+    config = read_config(config_path) if config_path.is_file() else {}
+    for name in SINGLE:
+        if (root / name).is_file():
+            return _checkpoint(root, (root / name,), config, None)
+        index_path = root / f"{name}.index.json"
+        if index_path.is_file():
+            weight_map = _weight_map(index_path)
+            files = tuple(root / shard for shard in dict.fromkeys(weight_map.values()))
+            return _checkpoint(root, tuple(sorted(files)), config, weight_map)
+    loose = sorted(p.name for p in root.glob("*.safetensors"))
+    if (root / "adapter_config.json").is_file():
+        hint = "this folder is an adapter; the base comes first, the adapter second"
+    else:
+        hint = f"name the file itself: {loose[0]}" if loose else ""
+    raise SourceError("AT130", f"holds no {' or '.join(SINGLE)}", file=root, hint=hint)
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    table = read_config(path).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise SourceError("AT131", "the index has no weight_map", file=path)
+    for name, shard in table.items():
+        plain = isinstance(shard, str) and shard not in ("", ".", "..")
+        if not plain or "/" in shard or "\\" in shard or "\0" in shard:
+            raise SourceError(
+                "AT132", f"names the shard {shard!r}, outside its folder", file=path, key=name
+            )
+    missing = sorted({s for s in table.values() if not (path.parent / s).is_file()})
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SourceError(
+            "AT133", f"the shard {missing[0]}{more} is missing", file=path, hint="download it again"
+        )
+    return table
+
+
+def _checkpoint(
+    root: Path,
+    files: tuple[Path, ...],
+    config: dict[str, Any],
+    weight_map: dict[str, str] | None,
+    *,
+    is_file: bool = False,
+) -> Checkpoint:
+    shards = tuple(_shard(file) for file in files)
+    slots: dict[str, Slot] = {}
+    for shard in shards:
+        for name, slot in shard.slots.items():
+            if weight_map is not None and weight_map.get(name, shard.file.name) != shard.file.name:
+                continue
+            if name in slots:
+                raise SourceError("AT134", "stands in two shards", file=shard.file, key=name)
+            slots[name] = slot
+    absent = [name for name in weight_map or () if name not in slots]
+    if absent:
+        raise SourceError(
+            "AT134",
+            f"the index puts this tensor in {(weight_map or {})[absent[0]]}, which does not hold it",
+            file=root,
+            key=absent[0],
+        )
+    if not slots:
+        raise SourceError("AT130", "holds no tensors", file=root)
+    return Checkpoint(root, is_file, shards, slots, config, detect_family(config))
+
+
+def _shard(file: Path) -> Shard:
+    if file.suffix in TORCH_SUFFIXES:
+        return Shard(file, read_slots(file), None)
+    header = read_header(file)
+    return Shard(file, header.slots, header)

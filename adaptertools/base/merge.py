@@ -1,0 +1,315 @@
+"""Merging: open, plan, execute beside the output, publish by rename, write the receipt."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adaptertools.adapter.model import Adapter
+from adaptertools.base import receipt
+from adaptertools.base.checkpoint import Checkpoint, open_base
+from adaptertools.base.companions import companions, dtype_changes
+from adaptertools.base.engine import run_threads
+from adaptertools.base.execute import Workshop, copy_range
+from adaptertools.base.identity import identify
+from adaptertools.base.journal import Journal
+from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs, make_options
+from adaptertools.base.outputs import index_file, lay_out
+from adaptertools.base.place import check_place, check_space, publish
+from adaptertools.base.plan import MergePlan, OutputFile
+from adaptertools.base.planning import Planner
+from adaptertools.base.quantised import refuse_quantised
+from adaptertools.base.work import ComputeTask, CopyTask, Tally, tasks
+from adaptertools.errors import FindingsError, MergeError, OutputError, SourceError
+from adaptertools.formats.opening import open_adapter
+from adaptertools.store.dtypes import DTYPES
+from adaptertools.store.read import sha256
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge did: where, and its receipt; `seconds` and `peak_rss` are of this run."""
+
+    out: Path
+    plan: MergePlan
+    receipt: dict[str, Any]
+    seconds: float
+    peak_rss: int
+    resumed: int = 0
+
+    @property
+    def touched(self) -> list[dict[str, Any]]:
+        return list(self.receipt["tensors"].values())
+
+    def to_json(self) -> dict[str, Any]:
+        ratios = [t["delta_norm"] / t["weight_norm"] for t in self.touched if t["weight_norm"]]
+        shares = [t["changed_share"] for t in self.touched if t["changed_share"] is not None]
+        return {
+            "out": str(self.out),
+            **self.receipt["summary"],
+            "delta_ratio": [min(ratios), max(ratios)] if ratios else None,
+            "changed_share": [min(shares), max(shares)] if shares else None,
+            "unchanged": [n for n, t in self.receipt["tensors"].items() if not t["changed"]],
+            "bytes": self.plan.output_bytes,
+            "seconds": round(self.seconds, 3),
+            "bytes_per_second": round(self.plan.output_bytes / max(self.seconds, 1e-9)),
+            "peak_rss": self.peak_rss,
+            "resumed_tasks": self.resumed,
+            "notes": [note.to_json() for note in self.plan.notes],
+        }
+
+
+def make_plan(
+    base: Checkpoint,
+    adapters: Sequence[tuple[Adapter, float]],
+    options: MergeOptions,
+    file_name: str | None = None,
+) -> MergePlan:
+    """Plan a merge from headers; raises `FindingsError` with every fault found."""
+    findings = [f for adapter, _ in adapters for f in adapter.findings]
+    if any(f.severity == "error" for f in findings):
+        raise FindingsError(findings)
+    refuse_quantised(base)
+    planner = Planner(base, adapters, options.dtype)
+    planner.run()
+    findings += planner.findings
+    if planner.errors:
+        raise FindingsError(findings)
+    torch_name = DTYPES[options.dtype].torch if options.dtype != "auto" else ""
+    changes = dtype_changes(base, options.dtype, torch_name) | planner.config_changes
+    files = lay_out(base, planner.tensors, planner.added, options.shard_size, file_name)
+    beside, left_out = companions(
+        base, [a for a, _ in adapters], changes, with_code=options.with_code
+    )
+    index = index_file(base, files)
+    return MergePlan(
+        base,
+        tuple(adapters),
+        files,
+        (*beside, *([index] if index else [])),
+        left_out,
+        options.compute_dtype,
+        planner.targets,
+        tuple(findings),
+        changes if not base.is_file else {},
+        options.residual_base,
+    )
+
+
+@dataclass(slots=True)
+class Merge:
+    """One merge, from references to a published model."""
+
+    base: Path
+    adapters: list[tuple[Path, float]]
+    out: Path
+    options: MergeOptions
+    progress: Progress = field(default=lambda done, total: None)
+
+    def plan(self) -> MergePlan:
+        """Open everything and plan; nothing is written."""
+        accept = ("residual_base",) if self.options.residual_base else ()
+        opened = [
+            (open_adapter(path, specs=self.options.specs, accept=accept), weight)
+            for path, weight in self.adapters
+        ]
+        base = open_base(self.base)
+        inputs = [self.base, *(path for path, _ in self.adapters)]
+        check_place(self.out, inputs, is_file=base.is_file, overwrite=self.options.overwrite)
+        return make_plan(base, opened, self.options, self.out.name)
+
+    def run(self, plan: MergePlan) -> MergeResult:
+        """Carry a plan out; on failure nothing stays but, after an interrupt, the journal."""
+        started = time.monotonic()
+        loading = threading.Thread(target=_load_torch, daemon=True)
+        loading.start()
+        inputs = self._identify(plan)
+        stamps = {path: _stamp(path) for path in _sources(plan)}
+        journal = Journal(
+            self.out, plan.digest(), overwrite=self.options.overwrite, sync=self.options.sync
+        )
+        resumed = len(journal.finished)
+        try:
+            tallies = self._execute(plan, journal)
+            loading.join()
+            if changed := [path for path, stamp in stamps.items() if _stamp(path) != stamp]:
+                raise SourceError("AT411", "changed while it was being merged", file=changed[0])
+            self._check_changed(plan, tallies)
+            made = receipt.make_receipt(plan, tallies, inputs, self._recipe())
+            self._publish(plan, journal, made)
+        except KeyboardInterrupt:
+            journal.close()
+            raise
+        except OSError as error:
+            journal.discard()
+            raise OutputError(
+                "AT505", f"cannot be written: {error.strerror}", file=self.out, hint="is the disk full?"
+            ) from None
+        except BaseException:
+            journal.discard()
+            raise
+        seconds = time.monotonic() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
+        return MergeResult(self.out, plan, made, seconds, peak, resumed)
+
+    def _recipe(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "dtype": options.dtype,
+            "compute_dtype": options.compute_dtype,
+            "shard_size": options.shard_size,
+            "residual_base": options.residual_base,
+        }
+
+    def _identify(self, plan: MergePlan) -> dict[str, Any]:
+        return {
+            "base": {
+                shard.file.name: identify(shard.file, full=self.options.hash)
+                for shard in plan.base.shards
+            },
+            "adapters": [
+                {Path(file).name: {"sha256": sha256(Path(file))} for file in adapter.files}
+                for adapter, _ in plan.adapters
+            ],
+        }
+
+    def _execute(self, plan: MergePlan, journal: Journal) -> dict[str, Tally]:
+        todo = list(tasks(plan))
+        left = [task for task in todo if task.id not in journal.finished]
+        check_space(self.out, plan.output_bytes, sum(t.size for t in todo) - sum(t.size for t in left))
+        for file in plan.files:
+            _create(journal.files / file.name, file)
+        workshop = Workshop(journal.files, plan.compute_dtype)
+        for task in left:
+            if isinstance(task, ComputeTask):
+                workshop.expect(task)
+        total = sum(task.size for task in todo)
+        written = total - sum(task.size for task in left)
+        results: dict[str, Any] = dict(journal.finished)
+
+        def do(task: CopyTask | ComputeTask) -> Tally:
+            if isinstance(task, ComputeTask):
+                return workshop.run(task)
+            copy_range(task, journal.files)
+            return Tally()
+
+        def done(task: CopyTask | ComputeTask, tally: Tally) -> None:
+            nonlocal written
+            results[task.id] = tally.to_json()
+            journal.record(task.id, results[task.id])
+            written += task.size
+
+        run_threads(left, do, done, self.options.jobs, lambda: self.progress(written, total))
+        tallies: dict[str, Tally] = {}
+        for task in todo:
+            if isinstance(task, ComputeTask):
+                name = task.tensor.name
+                tallies[name] = tallies.get(name, Tally()) + Tally(*results[task.id])
+        return tallies
+
+    def _check_changed(self, plan: MergePlan, tallies: dict[str, Tally]) -> None:
+        if not any(tallies[t.name].changed for t in plan.touched if t.name in tallies):
+            raise MergeError(
+                "AT406",
+                "nothing changed: the output would equal the base",
+                file=plan.adapters[0][0].path,
+                hint="the adapter is all zeros, or too small for the base's dtype (try --dtype f32)",
+            )
+
+    def _publish(self, plan: MergePlan, journal: Journal, made: dict[str, Any]) -> None:
+        for companion in plan.companions:
+            target = journal.files / companion.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if companion.content is not None:
+                target.write_bytes(companion.content)
+            elif companion.source is not None:
+                shutil.copyfile(companion.source, target)
+        text = json.dumps(made, indent=2, ensure_ascii=False) + "\n"
+        if self.options.sync:
+            _sync(journal.files)
+        if plan.base.is_file:
+            publish(journal.files / plan.files[0].name, self.out)
+            receipt_path(self.out).write_text(text, encoding="utf-8")
+        else:
+            (journal.files / receipt.NAME).write_text(text, encoding="utf-8")
+            publish(journal.files, self.out)
+        journal.discard()
+
+
+def receipt_path(out: Path) -> Path:
+    """Return where the receipt of `out` is: inside a folder, or beside a single file."""
+    if out.suffix == ".safetensors":
+        return out.with_name(f"{out.stem}.{receipt.NAME}")
+    return out / receipt.NAME
+
+
+def _load_torch() -> None:
+    """Import torch while headers are hashed and untouched bytes are copied."""
+    import torch  # noqa: F401
+
+    import adaptertools.algebra.kernels  # noqa: F401
+
+
+def _create(path: Path, file: OutputFile) -> None:
+    """Create an output file at its full size, with its header; keep what a resumed run wrote."""
+    with path.open("r+b" if path.exists() else "w+b") as stream:
+        stream.write(file.header)
+        stream.truncate(file.size)
+
+
+def _sources(plan: MergePlan) -> list[Path]:
+    files = [Path(file) for adapter, _ in plan.adapters for file in adapter.files]
+    return [shard.file for shard in plan.base.shards] + files
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _sync(folder: Path) -> None:
+    for path in [p for p in folder.rglob("*") if p.is_file()] + [folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def merge(
+    base: str | Path,
+    adapters: AdapterRef | Sequence[AdapterRef],
+    out: str | Path,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> MergeResult | MergePlan:
+    """Merge adapters into a base checkpoint; with `dry_run`, return the plan and write nothing.
+
+    `base` is a Hugging Face directory or a `.safetensors` file, `adapters` one path, or several
+    paths, `path=weight` strings or (path, weight) pairs, applied in order. Options: `dtype`,
+    `compute_dtype`, `jobs`, `overwrite`, `shard_size`, `residual_base`, `hash`, `sync`, `with_code`,
+    `specs`. Raises `AdapterError`; after any error nothing is left at `out` or beside it.
+    """
+    job = Merge(
+        Path(base), as_pairs(adapters), Path(out), make_options(**options), progress or _silent
+    )
+    plan = job.plan()
+    return plan if dry_run else job.run(plan)
+
+
+def _silent(done: int, total: int) -> None:
+    return None

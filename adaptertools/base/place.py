@@ -1,0 +1,99 @@
+"""The output place: what it may be, checked before the first byte, and filled by a rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from adaptertools.errors import OutputError
+
+
+def check_place(out: Path, inputs: Iterable[Path], *, is_file: bool, overwrite: bool) -> None:
+    """Raise `OutputError` (AT501 to AT503, AT508) when `out` cannot take the result."""
+    parent = out.parent
+    if not parent.is_dir():
+        raise OutputError(
+            "AT503", f"its folder {parent} does not exist", file=out, hint=f"mkdir -p '{parent}'"
+        )
+    if not os.access(parent, os.W_OK):
+        raise OutputError("AT503", f"its folder {parent} cannot be written to", file=out)
+    _check_overlap(out, inputs)
+    if is_file and (out.is_dir() or out.suffix != ".safetensors"):
+        raise OutputError(
+            "AT508",
+            "the base is a single file, so the output must be a file name",
+            file=out,
+            hint="end it in .safetensors",
+        )
+    if out.exists() and not _is_empty_dir(out):
+        if not overwrite:
+            raise OutputError("AT501", "exists already", file=out, hint="give --overwrite, or another name")
+        _check_replaceable(out, is_file=is_file)
+
+
+def _check_overlap(out: Path, inputs: Iterable[Path]) -> None:
+    real = out.resolve()
+    for given in inputs:
+        source = given.resolve()
+        if real == source or real in source.parents or source in real.parents:
+            word = "is" if real == source else "contains" if real in source.parents else "lies inside"
+            raise OutputError(
+                "AT502", f"the output {word} the input {given}", file=out, hint="choose another place"
+            )
+
+
+def _is_empty_dir(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _check_replaceable(out: Path, *, is_file: bool) -> None:
+    """Refuse to replace what does not look like a model: a slip must not cost a home folder."""
+    if is_file:
+        if not out.is_file():
+            raise OutputError("AT501", "exists and is not a file", file=out)
+        return
+    looks = out.is_dir() and (
+        any(out.glob("*.safetensors")) or (out / "config.json").is_file()
+    )
+    here = Path.cwd().resolve()
+    if not looks or out.resolve() == here or out.resolve() in here.parents:
+        raise OutputError(
+            "AT501", "exists and does not look like a model folder", file=out, hint="delete it yourself"
+        )
+
+
+def check_space(out: Path, needed: int, present: int) -> None:
+    """Raise `OutputError` (AT504) when the disk lacks room for what is still to be written."""
+    free = shutil.disk_usage(out.parent).free
+    if free < needed - present:
+        raise OutputError(
+            "AT504",
+            f"needs {needed - present:,} bytes, the disk has {free:,} free",
+            file=out,
+            hint="free some space, or choose another disk",
+        )
+
+
+def publish(source: Path, out: Path) -> None:
+    """Move `source` to `out` by rename; what stood there before goes only after that."""
+    if not out.exists() or _is_empty_dir(out) or source.is_file():
+        source.replace(out) if source.is_file() else _rename_dir(source, out)
+        return
+    old = out.parent / f".{out.name}.adaptertools-old"
+    if old.exists():
+        shutil.rmtree(old)
+    out.rename(old)
+    try:
+        source.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
+def _rename_dir(source: Path, out: Path) -> None:
+    if out.exists():
+        out.rmdir()
+    source.rename(out)

@@ -1,0 +1,269 @@
+"""Making a plan: every update placed on base tensors, shapes checked, every fault collected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adaptertools import schemas
+from adaptertools.adapter.model import Adapter, Dense, LowRank, Replace, Rows, Scaling, Update
+from adaptertools.algebra.step import Step, matrix_shape
+from adaptertools.base import tied
+from adaptertools.base.checkpoint import Checkpoint
+from adaptertools.base.layout import choose_layout
+from adaptertools.base.match import Matcher, Place
+from adaptertools.base.plan import TensorPlan
+from adaptertools.errors import Finding, MergeError, Severity, Where
+from adaptertools.store.dtypes import DTYPES
+
+
+@dataclass(slots=True)
+class Draft:
+    """An output tensor in the making."""
+
+    tensor: TensorPlan
+    adapters: int = 0
+
+
+class Planner:
+    """Places the updates of several adapters, in order, on the tensors of one base."""
+
+    def __init__(
+        self, base: Checkpoint, adapters: Sequence[tuple[Adapter, float]], dtype: str = "auto"
+    ) -> None:
+        self.base, self.adapters = base, adapters
+        self.matcher = Matcher(base)
+        self.findings: list[Finding] = []
+        self.config_changes: dict[str, Any] = {}
+        self.targets = 0
+        self.tensors = {name: self._untouched(name, dtype) for name in base.slots}
+        self.added: list[str] = []
+        self.pair = tied.find_tied(base)
+        self.choice = self._tied_choice()
+
+    def run(self) -> None:
+        """Place every update; faults are in `findings` afterwards."""
+        for adapter, weight in self.adapters:
+            ordered = sorted(adapter.updates, key=lambda u: not isinstance(u, Replace))
+            for update in ordered:
+                self.targets += 1
+                try:
+                    self._place(adapter, update, weight)
+                except MergeError as error:
+                    self._fault(error, adapter)
+        if not any(t.steps for t in self.tensors.values()) and not self.errors:
+            self._find("AT406", "error", "no update applies to the base: nothing would change")
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == "error"]
+
+    def _untouched(self, name: str, dtype: str) -> TensorPlan:
+        slot = self.base.slots[name]
+        stored = slot.dtype if dtype == "auto" or not DTYPES[slot.dtype].floating else dtype
+        return TensorPlan(name, stored, slot.shape, slot, matrix=matrix_shape("", slot.shape))
+
+    def _tied_choice(self) -> tied.TiedChoice:
+        if self.pair is None:
+            return tied.TiedChoice(untie=False)
+        lands_on: dict[int, str] = {}
+        for adapter, _ in self.adapters:
+            for update in adapter.updates:
+                name = update.target.name
+                if name == self.pair.head or name.endswith(f".{self.pair.head}"):
+                    lands_on[id(update)] = self.pair.head
+                elif self._lands_on_embedding(update):
+                    lands_on[id(update)] = self.pair.embedding
+        choice = tied.choose(self.pair, [a for a, _ in self.adapters], lands_on)
+        if choice.untie:
+            self._untie(self.pair)
+        elif choice.same:
+            title = "both sides of the tied embedding carry the same update; it is applied once"
+            self._find("AT321", "info", title, key=self.pair.embedding)
+        return choice
+
+    def _lands_on_embedding(self, update: Update) -> bool:
+        assert self.pair is not None
+        try:
+            return self.matcher.places(update.target)[0].tensor == self.pair.embedding
+        except MergeError:
+            return False
+
+    def _untie(self, pair: tied.TiedPair) -> None:
+        if pair.head not in self.tensors:
+            self.tensors[pair.head] = replace(self.tensors[pair.embedding], name=pair.head)
+            self.added.append(pair.head)
+        for holder in ("", "text_config."):
+            config: Any = self.base.config.get("text_config") if holder else self.base.config
+            if isinstance(config, dict) and (not holder or "tie_word_embeddings" in config):
+                self.config_changes[f"{holder}tie_word_embeddings"] = False
+        self._find(
+            "AT320",
+            "warning",
+            f"the adapter changes one side of the tied {pair.embedding}: {pair.head} is written "
+            "separately and tie_word_embeddings becomes false",
+            key=pair.head,
+        )
+
+    def _place(self, adapter: Adapter, update: Update, weight: float) -> None:
+        on_head = self.pair is not None and (
+            update.target.name == self.pair.head
+            or update.target.name.endswith(f".{self.pair.head}")
+        )
+        if on_head and self.pair is not None:
+            if not self.choice.untie:
+                if isinstance(update, LowRank) and self.choice.same:
+                    return
+                self._place_at(update, weight, Place(self.pair.embedding))
+            else:
+                self._place_at(update, weight, Place(self.pair.head))
+            return
+        for place in self._places(adapter, update):
+            self._place_at(update, weight, place)
+            pair = self.pair
+            if self.choice.untie and pair and place.tensor == pair.embedding:
+                if tied.is_shared(update, adapter) and not self._replaces_head(adapter):
+                    self._place_at(update, weight, Place(pair.head))
+
+    def _replaces_head(self, adapter: Adapter) -> bool:
+        assert self.pair is not None
+        return any(
+            isinstance(u, Replace) and u.target.name.endswith(self.pair.head) for u in adapter.updates
+        )
+
+    def _places(self, adapter: Adapter, update: Update) -> tuple[Place, ...]:
+        try:
+            return self.matcher.places(update.target)
+        except MergeError:
+            if isinstance(update, Replace) and self._may_add(adapter, update):
+                return (Place(update.target.name),)
+            raise
+
+    def _may_add(self, adapter: Adapter, update: Replace) -> bool:
+        """Say whether a full value absent from the base is a task head that it may gain."""
+        name = update.target.name
+        saved = [s for s in adapter.config.get("modules_to_save") or () if isinstance(s, str)]
+        heads = [*saved, *schemas.table("names")["task_heads"]]
+        if not any(f".{update.target.module}.".find(f".{head}.") >= 0 for head in heads):
+            return False
+        dtype = self._main_dtype() if DTYPES[update.value.dtype].floating else update.value.dtype
+        shape = update.value.shape
+        self.tensors[name] = TensorPlan(name, dtype, shape, None, matrix=matrix_shape("", shape))
+        self.added.append(name)
+        self._find("AT410", "warning", "the base lacks this tensor; it is added", key=name)
+        return True
+
+    def _main_dtype(self) -> str:
+        totals: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            if DTYPES[tensor.dtype].floating:
+                totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.matrix[0]
+        return max(totals, key=lambda name: totals[name], default="F32")
+
+    def _place_at(self, update: Update, weight: float, place: Place) -> None:
+        match update:
+            case LowRank() | Scaling():
+                self._place_matrix(update, weight, place)
+            case Replace():
+                self._place_value(update, weight, place)
+            case Rows():
+                self._place_rows(update, weight, place)
+            case Dense():
+                shape = self.tensors[place.tensor].shape
+                if shape != update.diff.shape:
+                    raise _shape_error(place.tensor, shape, update.diff.shape)
+                self._add(place.tensor, Step(update, weight, ""))
+
+    def _place_matrix(self, update: LowRank | Scaling, weight: float, place: Place) -> None:
+        shape = self.tensors[place.tensor].shape
+        layout = choose_layout(self.base, update, place, shape)
+        at = 0
+        if place.inside is not None:
+            at = place.inside[0] * shape[1] + place.inside[1]
+        self._add(place.tensor, Step(update, weight, layout, "weight", place.expert, place.rows, at))
+        if isinstance(update, Scaling):
+            bias = self.matcher.sibling(place, "bias") if update.axis == "out" else None
+            if bias is not None:
+                self._add(bias, Step(update, weight, "", "bias"))
+        elif update.bias is not None:
+            bias = self.matcher.sibling(place, "bias")
+            if bias is None:
+                raise MergeError(
+                    "AT404",
+                    "the adapter trains a bias here, but the base layer has none",
+                    key=place.tensor,
+                    hint="this part cannot be merged: the base model has no place for a bias",
+                )
+            if self.tensors[bias].shape != update.bias.shape:
+                raise _shape_error(bias, self.tensors[bias].shape, update.bias.shape)
+            self._add(bias, Step(update, weight, "", "bias"))
+
+    def _place_value(self, update: Replace, weight: float, place: Place) -> None:
+        tensor, shape = self.tensors[place.tensor], update.value.shape
+        if tensor.shape != shape:
+            grown = len(shape) == len(tensor.shape) >= 1 and shape[1:] == tensor.shape[1:]
+            if not grown or weight != 1:
+                raise _shape_error(place.tensor, tensor.shape, shape)
+            self._grow(tensor, shape)
+        self._add(place.tensor, Step(update, weight, ""))
+
+    def _grow(self, tensor: TensorPlan, shape: tuple[int, ...]) -> None:
+        """Take a vocabulary of another size from the adapter, and say so in the config."""
+        self.tensors[tensor.name] = replace(
+            tensor, shape=shape, source=None, matrix=matrix_shape("", shape)
+        )
+        for holder in ("", "text_config."):
+            config: Any = self.base.config.get("text_config") if holder else self.base.config
+            if isinstance(config, dict) and config.get("vocab_size") == tensor.shape[0]:
+                self.config_changes[f"{holder}vocab_size"] = shape[0]
+        title = f"resized from {tensor.shape[0]} to {shape[0]} rows by the adapter's full copy"
+        self._find("AT322", "warning", title, key=tensor.name)
+
+    def _place_rows(self, update: Rows, weight: float, place: Place) -> None:
+        shape = self.tensors[place.tensor].shape
+        last = max(update.index, default=-1)
+        if len(shape) != 2 or shape[1] != update.values.shape[1] or last >= shape[0]:
+            raise MergeError(
+                "AT403",
+                f"the base tensor is {list(shape)}, the adapter has rows up to {last} of width "
+                f"{update.values.shape[1]}",
+                key=place.tensor,
+            )
+        self._add(place.tensor, Step(update, weight, ""))
+
+    def _add(self, name: str, step: Step) -> None:
+        tensor = self.tensors[name]
+        layouts = {s.layout for s in tensor.steps if s.layout} | ({step.layout} if step.layout else set())
+        if len(layouts) > 1:
+            raise MergeError("AT403", f"two updates see it as {' and '.join(sorted(layouts))}", key=name)
+        if not DTYPES[tensor.dtype].floating and not isinstance(step.update, Replace):
+            raise MergeError("AT403", f"holds {tensor.dtype}, which cannot be scaled or added to", key=name)
+        matrix = matrix_shape(next(iter(layouts), ""), tensor.shape)
+        self.tensors[name] = replace(tensor, steps=(*tensor.steps, step), matrix=matrix)
+
+    def _fault(self, error: MergeError, adapter: Adapter) -> None:
+        key = error.where.key
+        self._find(error.code, "error", error.message, key=key, file=adapter.files[0], hint=error.hint)
+
+    def _find(
+        self,
+        code: str,
+        severity: Severity,
+        title: str,
+        *,
+        key: str | None = None,
+        file: str | None = None,
+        hint: str = "",
+    ) -> None:
+        where = Where(file or str(self.base.root), key)
+        self.findings.append(Finding(code, severity, title, where, hint=hint))
+
+
+def _shape_error(name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> MergeError:
+    return MergeError(
+        "AT403",
+        f"the base tensor is {list(base)}, the adapter's is {list(adapter)}",
+        key=name,
+        hint="is this the base the adapter was trained on?",
+    )

@@ -1,0 +1,114 @@
+"""Tied embeddings: one stored tensor that is both the input embedding and the output head.
+
+An adapter that changes only one of the two makes them differ, so the merge must write both and say
+so in `config.json`; otherwise loading ties them again and the change leaks into the other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from adaptertools import schemas
+from adaptertools.adapter.model import Adapter, LowRank, Replace, Rows, Update
+from adaptertools.base.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class TiedPair:
+    """The names of the shared tensor: the embedding's, and the head's (stored or not)."""
+
+    embedding: str
+    head: str
+
+
+def find_tied(base: Checkpoint) -> TiedPair | None:
+    """Return the tied pair of a base, or None where nothing is tied."""
+    names = schemas.table("names")
+    family = base.family
+    head = (family.tied_head if family else None) or names["tied_head"]
+    wanted = [family.tied_to] if family and family.tied_to else names["tied_embeddings"]
+    found = [n for n in base.slots for w in wanted if n == w or n.endswith(f".{w}") or w.endswith(f".{n}")]
+    if len(found) != 1 or not _says_tied(base, head) or not _has_head(base):
+        return None
+    return TiedPair(found[0], head)
+
+
+def _says_tied(base: Checkpoint, head: str) -> bool:
+    if not base.config:
+        return False
+    if base.family is not None:
+        return base.family.is_tied(base.config)
+    return bool(base.config.get("tie_word_embeddings", head not in base.slots))
+
+
+def _has_head(base: Checkpoint) -> bool:
+    """Say whether the model class has an output head (a bare encoder has none)."""
+    classes = [c for c in base.config.get("architectures") or () if isinstance(c, str)]
+    return not classes or not all(
+        c.endswith("Model") and not c.endswith(("LMHeadModel", "HeadModel")) for c in classes
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TiedChoice:
+    """What a merge does about a tied pair: untie it, or drop the head's copy of the same update."""
+
+    untie: bool
+    same: bool = False
+
+
+def choose(
+    pair: TiedPair, adapters: Iterable[Adapter], lands_on: dict[int, str]
+) -> TiedChoice:
+    """Decide from the updates that land on the pair; `lands_on` maps id(update) to a tensor name."""
+    one_sided = duplicated = False
+    for adapter in adapters:
+        own = [u for u in adapter.updates if not is_shared(u, adapter)]
+        embedding = [u for u in own if lands_on.get(id(u)) == pair.embedding]
+        head = [u for u in own if lands_on.get(id(u)) == pair.head]
+        if not embedding and not head:
+            continue
+        if _same_change(embedding, head):
+            duplicated = True
+        else:
+            one_sided = True
+    return TiedChoice(untie=one_sided, same=duplicated and not one_sided)
+
+
+def is_shared(update: Update, adapter: Adapter) -> bool:
+    """Say whether an update is one of the shared tensor itself, not of one of its two uses."""
+    if isinstance(update, Rows):
+        return True
+    if not isinstance(update, Replace):
+        return False
+    saved = adapter.config.get("modules_to_save") or ()
+    module = update.target.module
+    return not any(isinstance(s, str) and f".{module}".endswith(f".{s}") for s in saved)
+
+
+def _same_change(embedding: Sequence[Update], head: Sequence[Update]) -> bool:
+    """Say whether both sides hold the same ΔW, as PEFT's ensure_weight_tying writes it."""
+    if len(embedding) != 1 or len(head) != 1:
+        return False
+    first, second = embedding[0], head[0]
+    if not isinstance(first, LowRank) or not isinstance(second, LowRank):
+        return False
+    if first.scale != second.scale or first.magnitude or second.magnitude:
+        return False
+    return _transposed_equal(first.up, second.down) and _transposed_equal(first.down, second.up)
+
+
+def _transposed_equal(one: object, other: object) -> bool:
+    import numpy as np
+
+    from adaptertools.adapter.model import Factor
+
+    assert isinstance(one, Factor) and isinstance(other, Factor)
+    if one.dtype != other.dtype or one.shape != other.shape[::-1]:
+        return False
+    width = one.size // max(1, one.shape[0] * one.shape[1])
+    word = {2: np.uint16, 4: np.uint32, 8: np.uint64}[width]
+    left = np.frombuffer(one.raw(), word).reshape(one.shape)
+    right = np.frombuffer(other.raw(), word).reshape(other.shape)
+    return bool((left == right.T).all())

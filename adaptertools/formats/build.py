@@ -1,0 +1,225 @@
+"""Groups to updates: one builder for each kind of update in the spec vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from adaptertools.adapter.model import Axis, Factor, LowRank, Replace, Rows, Scaling, Target, Update
+from adaptertools.errors import FormatError
+from adaptertools.formats.group import Group
+from adaptertools.formats.rates import Rate
+from adaptertools.formats.spec import Role
+from adaptertools.patterns.dims import Dims
+from adaptertools.store.read import read_bytes, read_tensor
+from adaptertools.store.slot import Slot
+
+
+class Builder:
+    """Builds the updates of one file; `warn` receives (code, key, title, expected, found)."""
+
+    def __init__(self, config: Mapping[str, Any], warn: Callable[..., None]) -> None:
+        self.config, self.warn = config, warn
+
+    def low_rank(self, group: Group, rate: Callable[[int], Rate]) -> LowRank:
+        down, down_sizes = self._factor(group, "down", ("rank", "in"))
+        up, up_sizes = self._factor(group, "up", ("out", "rank"))
+        rank = down_sizes["rank"]
+        if up_sizes["rank"] != rank:
+            raise FormatError(
+                "AT221",
+                f"its rank is {up_sizes['rank']}, but {down.key} has rank {rank}",
+                key=up.key,
+            )
+        if rank == 0 or 0 in down.shape or 0 in up.shape:
+            raise FormatError(
+                "AT214",
+                f"has the empty shape {list(down.shape)}",
+                key=down.key,
+                hint="a ZeRO-3 or FSDP save without gathering leaves such files; save again",
+            )
+        update = LowRank(
+            Target(group.module),
+            down,
+            up,
+            1.0,
+            rank,
+            None,
+            group.update.weight,
+            magnitude=self._optional(group, "magnitude", up_sizes["out"]),
+            bias=self._optional(group, "bias", up_sizes["out"]),
+            gate=self._optional(group, "gate", rank),
+            transposed=self._flag(group),
+        )
+        return self._rated(update, rate(rank))
+
+    def stacked(
+        self, group: Group, param: str, module: str, rank: int, rate: Callable[[int], Rate]
+    ) -> LowRank:
+        """Build an update on a 3-D parameter; the number of experts is rows of A over `rank`."""
+        spec = group.update.stacked
+        assert spec is not None
+        slots = group.slots
+        rows = slots["down"].shape[0] if slots["down"].shape else 0
+        if rows == 0 or rank <= 0 or rows % rank:
+            raise FormatError(
+                "AT221",
+                f"its {rows} rows are not a multiple of the configured rank {rank}",
+                key=slots["down"].name,
+            )
+        known = {"rank": rank, "experts": rows // rank}
+        down = _make_factor(slots["down"], spec.down, ("experts", "rank", "in"), known)
+        up = _make_factor(slots["up"], spec.up, ("experts", "out", "rank"), known)
+        update = LowRank(
+            Target(module, param), down, up, 1.0, rank, None, spec.weight, experts=rows // rank
+        )
+        return self._rated(update, rate(rank))
+
+    def _rated(self, update: LowRank, rate: Rate) -> LowRank:
+        if rate.configured_rank is not None and rate.configured_rank != update.rank:
+            self.warn(
+                "AT222",
+                update.down.key,
+                "the config names another rank; the tensors win",
+                rate.configured_rank,
+                update.rank,
+            )
+        if rate.quirk:
+            self.warn("AT312", update.down.key, rate.quirk, "", "")
+        return replace(update, scale=rate.scale, alpha=rate.alpha)
+
+    def scaling(self, group: Group) -> Scaling:
+        slot, role = group.slots["vector"], group.update.role("vector")
+        fitting = [dims for dims in role.dims if dims.fits(slot.shape)]
+        if not fitting:
+            raise _no_fit(slot, role)
+        wanted = self._feedforward_axis(group)
+        axes = {_axis(dims): dims for dims in reversed(fitting)}
+        axis = wanted if wanted in axes else next(iter(axes))
+        if wanted not in axes:
+            self.warn(
+                "AT303",
+                slot.name,
+                "the shape contradicts feedforward_modules; the shape wins",
+                f"along {wanted}",
+                f"along {axis}",
+            )
+        factor = _make_factor(slot, axes[axis], (axis,), {})
+        return Scaling(
+            Target(group.module), factor, axis, group.update.weight, transposed=self._flag(group)
+        )
+
+    def _feedforward_axis(self, group: Group) -> Axis:
+        """PEFT's rule (tuners/ia3/model.py): an entry is a plain suffix, a string a full match."""
+        field = group.update.feedforward
+        named = self.config.get(field) if field else None
+        if isinstance(named, str):
+            from adaptertools.patterns.bounded import match_table
+
+            return "in" if match_table(r"(?:{})\Z", [named], [group.module])[0][0] else "out"
+        entries = [e for e in named or () if isinstance(e, str)]
+        return "in" if any(group.module.endswith(entry) for entry in entries) else "out"
+
+    def replace(self, group: Group) -> Replace:
+        slot = group.slots["value"]
+        return Replace(Target(group.module, group.param or "weight"), whole_factor(slot))
+
+    def rows(self, group: Group) -> Rows:
+        slot = group.slots["values"]
+        index = self._row_index(group)
+        if len(slot.shape) != 2 or slot.shape[0] != len(index):
+            raise FormatError(
+                "AT220",
+                f"shape {list(slot.shape)} does not hold the {len(index)} rows that "
+                f"{group.update.index} lists",
+                key=slot.name,
+            )
+        if len(set(index)) != len(index):
+            raise FormatError("AT301", "lists a row twice", key=group.update.index)
+        return Rows(Target(group.module), index, whole_factor(slot))
+
+    def _row_index(self, group: Group) -> tuple[int, ...]:
+        field = group.update.index or ""
+        value = self.config.get(field)
+        if isinstance(value, dict):
+            fitting = [v for k, v in value.items() if f".{group.module}".endswith(f".{k}")]
+            value = fitting[0] if len(fitting) == 1 else None
+        good = isinstance(value, list) and all(
+            isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value
+        )
+        if not good:
+            raise FormatError("AT301", f"must list the rows of {group.module}", key=field)
+        return tuple(value or ())
+
+    def _factor(
+        self, group: Group, name: str, axes: Sequence[str]
+    ) -> tuple[Factor, dict[str, int]]:
+        slot, role = group.slots[name], group.update.role(name)
+        for dims in role.dims:
+            if dims.fits(slot.shape):
+                return _make_factor(slot, dims, axes, {}), dims.solve(slot.shape)
+        raise _no_fit(slot, role)
+
+    def _optional(self, group: Group, name: str, size: int) -> Factor | None:
+        slot = group.slots.get(name)
+        if slot is None:
+            return None
+        role = group.update.role(name)
+        for dims in role.dims:
+            axis = next(n for a in dims.axes for n in a.names if not n.isdigit())
+            if dims.fits(slot.shape, {axis: size}):
+                return _make_factor(slot, dims, (axis,), {axis: size})
+        raise _no_fit(slot, role, size)
+
+    def _flag(self, group: Group) -> bool | None:
+        value = self.config.get(group.update.transposed or "")
+        return value if isinstance(value, bool) else None
+
+
+def _axis(dims: Dims) -> Axis:
+    names = {n for axis in dims.axes for n in axis.names}
+    return "in" if "in" in names else "out"
+
+
+def _no_fit(slot: Slot, role: Role, size: int | None = None) -> FormatError:
+    told = " or ".join(f"'{dims.text}'" for dims in role.dims)
+    more = f" with {size}" if size is not None else ""
+    return FormatError("AT220", f"shape {list(slot.shape)} does not fit {told}{more}", key=slot.name)
+
+
+def _make_factor(
+    slot: Slot, dims: Dims, axes: Sequence[str], known: dict[str, int]
+) -> Factor:
+    sizes = dims.solve(slot.shape, known)
+    kernel = slot.shape[len(dims.axes) :] if dims.tail not in ("", "1") else ()
+    shape = tuple(sizes[axis] for axis in axes) + tuple(kernel)
+    return Factor(
+        slot.name,
+        shape,
+        slot.dtype,
+        slot.size,
+        str(slot.file),
+        lambda: dims.to_canonical(read_tensor(slot), axes, sizes).reshape(shape),
+        lambda: read_bytes(slot),
+    )
+
+
+def whole_factor(slot: Slot) -> Factor:
+    """Return a factor whose canonical form is the stored tensor itself."""
+    return Factor(
+        slot.name,
+        slot.shape,
+        slot.dtype,
+        slot.size,
+        str(slot.file),
+        lambda: read_tensor(slot),
+        lambda: read_bytes(slot),
+    )
+
+
+BUILDERS: dict[str, Callable[[Builder, Group], Update]] = {
+    "scaling": Builder.scaling,
+    "replace": Builder.replace,
+    "rows": Builder.rows,
+}

@@ -1,0 +1,197 @@
+"""A format spec: one TOML file of `schemas/formats/`, compiled and checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adaptertools import schemas
+from adaptertools.errors import SpecError
+from adaptertools.patterns.dims import Dims, compile_dims
+from adaptertools.patterns.template import Template, compile_template
+
+RESERVED = {"kind", "prefix", "weight", "transposed", "stacked", "fallback", "index", "feedforward"}
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One tensor of an update: its full key templates (the first is written) and its shapes."""
+
+    name: str
+    templates: tuple[Template, ...]
+    dims: tuple[Dims, ...]
+    when: str | None = None
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """How an update on a 3-D parameter is stored: dims of its factors, and where it nests."""
+
+    parameters: str
+    wrapper: str
+    down: Dims
+    up: Dims
+    weight: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSpec:
+    """One `[[update]]` entry: the kind of update, and the tensors it is made of."""
+
+    kind: str
+    roles: tuple[Role, ...]
+    weight: tuple[str, ...] = ()
+    transposed: str | None = None
+    stacked: Stacked | None = None
+    fallback: bool = False
+    index: str | None = None
+    feedforward: str | None = None
+
+    def role(self, name: str) -> Role:
+        return next(role for role in self.roles if role.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A config field that makes the adapter unmergeable, with the reason."""
+
+    field: str
+    why: str
+    hint: str = ""
+    matches: tuple[str, ...] = ()
+    unless: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FormatSpec:
+    """A compiled format spec; `limits` says what the format can hold."""
+
+    id: str
+    title: str
+    method: str
+    scheme: str
+    weights: tuple[str, ...]
+    config: str | None
+    updates: tuple[UpdateSpec, ...]
+    config_schema: str | None = None
+    detect_config: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)
+    scale: Mapping[str, Any] = field(default_factory=dict)
+    refusals: tuple[Refusal, ...] = ()
+    limits: Mapping[str, bool] = field(default_factory=dict)
+    marks: tuple[str, ...] = ()
+    source: str = ""
+
+    def roles(self) -> Iterator[tuple[int, UpdateSpec, Role]]:
+        """Yield every role with its update and the update's number."""
+        for number, update in enumerate(self.updates):
+            for role in update.roles:
+                yield number, update, role
+
+
+def load_spec(path: Path) -> FormatSpec:
+    """Load and compile one spec file; raises `SpecError` (AT291 to AT295)."""
+    raw = schemas.read_toml(path)
+    try:
+        spec = _compile(raw, str(path))
+    except KeyError as error:
+        raise SpecError("AT295", f"the spec lacks {error.args[0]!r}", file=path) from None
+    except SpecError as error:
+        raise SpecError(error.code, error.message, file=path, hint=error.hint) from None
+    _check_ambiguity(spec, path)
+    return spec
+
+
+def check_spec(path: Path) -> None:
+    """Check a spec file against `schemas/format.schema.json`; raises `SpecError` (AT295)."""
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(schemas.json_schema("format"))
+    for error in validator.iter_errors(schemas.read_toml(path)):
+        raise SpecError("AT295", error.message, file=path, key=error.json_path)
+
+
+def _compile(raw: Mapping[str, Any], source: str) -> FormatSpec:
+    files = raw["files"]
+    return FormatSpec(
+        id=raw["id"],
+        title=raw["title"],
+        method=raw["method"],
+        scheme=raw["scheme"],
+        weights=tuple(files["weights"]),
+        config=files.get("config"),
+        config_schema=files.get("config_schema"),
+        updates=tuple(_update(entry) for entry in raw["update"]),
+        detect_config={k: tuple(v) for k, v in raw.get("detect", {}).get("config", {}).items()},
+        fields=raw.get("fields", {}),
+        scale=raw.get("scale", {}),
+        refusals=tuple(
+            Refusal(**{**entry, "matches": tuple(entry.get("matches", ()))})
+            for entry in raw.get("refuse", ())
+        ),
+        limits=raw.get("limits", {}),
+        marks=tuple(raw.get("marks", ())),
+        source=source,
+    )
+
+
+def _update(entry: Mapping[str, Any]) -> UpdateSpec:
+    roles = [
+        Role(
+            name,
+            tuple(compile_template(p + key) for p in entry["prefix"] for key in _keys(value)),
+            tuple(compile_dims(text) for text in value.get("dims", ())),
+            when=value.get("when"),
+            shared=value.get("shared", False),
+        )
+        for name, value in entry.items()
+        if name not in RESERVED
+    ]
+    stacked = entry.get("stacked")
+    return UpdateSpec(
+        entry["kind"],
+        tuple(roles),
+        weight=tuple(entry.get("weight", ())),
+        transposed=entry.get("transposed"),
+        stacked=None if stacked is None else _stacked(stacked),
+        fallback=entry.get("fallback", False),
+        index=entry.get("index"),
+        feedforward=entry.get("feedforward"),
+    )
+
+
+def _keys(role: Mapping[str, Any]) -> list[str]:
+    """Return the key suffixes that a role may have; the first is written."""
+    return [role["key"]] if isinstance(role["key"], str) else list(role["key"])
+
+
+def _stacked(raw: Mapping[str, Any]) -> Stacked:
+    return Stacked(
+        raw["parameters"],
+        raw["wrapper"],
+        compile_dims(raw["down"]),
+        compile_dims(raw["up"]),
+        tuple(raw["weight"]),
+    )
+
+
+def _check_ambiguity(spec: FormatSpec, path: Path) -> None:
+    """Reject a spec in which one key could mean two different tensors."""
+    sample = {"module": "a.0.b", "adapter": "c", "param": "weight"}
+    entries = [(n, role) for n, update, role in spec.roles() if not update.fallback]
+    for number, role in entries:
+        key = role.templates[0].format({f: sample[f] for f in role.templates[0].fields})
+        for other_number, other in entries:
+            same = (number, role.name) == (other_number, other.name)
+            if same or role.shared or other.shared:
+                continue
+            if other.templates[0].match(key):
+                raise SpecError(
+                    "AT292",
+                    f"the key {key!r} could be {role.name} of update {number + 1} or "
+                    f"{other.name} of update {other_number + 1}",
+                    file=path,
+                )

@@ -1,0 +1,1 @@
+"""The two pattern languages of the specs: key templates and dims patterns."""

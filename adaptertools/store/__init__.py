@@ -1,0 +1,1 @@
+"""Bytes: containers read and written by range, with no knowledge of adapters."""

@@ -1,0 +1,170 @@
+"""Killed merges: what they leave, and what the same command makes of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import LINEARS, tiny_lora
+
+from .arena import Arena, cli
+from .unfinished import (
+    again,
+    half_done,
+    hashes,
+    journal,
+    kill,
+    only,
+    own_inputs,
+)
+
+DELAYS = (0.0, 0.05, 0.2)
+
+
+@pytest.mark.parametrize("delay", DELAYS)
+def test_killed_and_resumed(run: Arena, expected: dict[str, str], delay: float) -> None:
+    """A killed merge leaves only its journal; the same command then gives the same bytes."""
+    killed = kill(run, delay)
+    if killed:
+        only(run, journal(run))
+        again(run)
+    only(run, run.out)
+    assert hashes(run.out) == expected
+    assert killed or delay, "the journal appeared only at the end"
+
+
+def test_killed_three_times(run: Arena, expected: dict[str, str]) -> None:
+    """A resumed merge may be killed again, with another number of jobs too."""
+    for jobs in ("1", "2", "5"):
+        if kill(run, 0.05, "--jobs", jobs):
+            only(run, journal(run))
+    if not run.out.exists():
+        again(run)
+    assert hashes(run.out) == expected
+
+
+def test_resume_does_not_start_over(run: Arena, expected: dict[str, str]) -> None:
+    """What was finished before the kill is used: at least one file is not written again."""
+    half_done(run, "--jobs", "1")
+    finished = {p.stat().st_ino: p.stat().st_mtime_ns for p in journal(run).rglob("*.safetensors")}
+    assert finished
+    again(run)
+    kept = {p.stat().st_ino: p.stat().st_mtime_ns for p in run.out.rglob("*.safetensors")}
+    assert finished.keys() & kept.keys(), "every file was begun afresh"
+    assert hashes(run.out) == expected
+
+
+def test_overwrite_starts_afresh(run: Arena, expected: dict[str, str]) -> None:
+    """--overwrite ignores the journal and gives the same bytes."""
+    half_done(run)
+    again(run, "--overwrite")
+    only(run, run.out)
+    assert hashes(run.out) == expected
+
+
+def test_killed_overwrite_keeps_the_old_output(run: Arena, expected: dict[str, str]) -> None:
+    """Until the new result is whole, the old one is there."""
+    run.out.mkdir()
+    (run.out / "precious").write_text("x")
+    if kill(run, 0.0, "--overwrite"):
+        assert (run.out / "precious").read_text() == "x"
+        assert len(list(run.out.iterdir())) == 1
+    again(run, "--overwrite")
+    assert hashes(run.out) == expected
+    only(run, run.out)
+
+
+@pytest.mark.parametrize("spoil", ["cut", "garbage", "zeros", "emptied", "journal only"])
+def test_damaged_journal(run: Arena, expected: dict[str, str], spoil: str) -> None:
+    """A journal that a crash damaged is never trusted into a wrong output."""
+    half_done(run)
+    files = [path for path in journal(run).rglob("*") if path.is_file()]
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    records = [path for path in files if path not in weights]
+    for path in weights if spoil == "journal only" else records:
+        size = path.stat().st_size
+        if spoil == "journal only":
+            path.unlink()
+        elif spoil == "cut":
+            os.truncate(path, size // 2)
+        else:
+            path.write_bytes({"garbage": b"\xff{]", "zeros": bytes(size), "emptied": b""}[spoil])
+    result = cli("merge", run.base, run.adapter, "-o", run.out)
+    if result.code:
+        assert result.code == 1
+        assert not run.out.exists()
+        again(run, "--overwrite")
+    assert hashes(run.out) == expected
+
+
+def test_jobs_do_not_matter(run: Arena, expected: dict[str, str]) -> None:
+    """One, two and five threads give the same bytes."""
+    for jobs in ("1", "2", "5"):
+        run.out = run.root / f"jobs-{jobs}"
+        again(run, "--jobs", jobs)
+        assert hashes(run.out) == expected, jobs
+
+
+def test_output_verifies(big: Arena) -> None:
+    """`verify` agrees with an undisturbed merge and sees one changed byte."""
+    out = big.root / "calm"
+    assert cli("verify", out).code == 0
+    assert cli("verify", out, "--base", big.base, "--adapter", big.adapter).code == 0
+
+
+def mixed_or_not(run: Arena, *options: object, fresh: Any) -> None:
+    """Resume with changed inputs: an error, or exactly what a fresh merge of them gives."""
+    result = cli("merge", run.base, run.adapter, "-o", run.out, *options)
+    if result.code:
+        assert result.code == 1
+        assert not run.out.exists()
+        assert "overwrite" in result.text or "again" in result.text, result.text
+        again(run, "--overwrite", *options)
+    resumed = hashes(run.out)
+    run.out = run.root / "fresh"
+    fresh()
+    assert resumed == hashes(run.out)
+
+
+def test_changed_adapter(run: Arena) -> None:
+    """Another adapter under the old name is never mixed into the half-done output."""
+    own_inputs(run)
+    half_done(run)
+    shutil.rmtree(run.adapter)
+    tiny_lora(run.adapter, run.base, rank=16, targets=LINEARS, seed=99)
+    mixed_or_not(run, fresh=lambda: again(run))
+
+
+def test_changed_scale(run: Arena) -> None:
+    """A changed adapter_config.json alone counts as a changed adapter."""
+    own_inputs(run)
+    half_done(run)
+    run.configure(lora_alpha=16)
+    mixed_or_not(run, fresh=lambda: again(run))
+
+
+def test_changed_base(run: Arena) -> None:
+    """A changed base, of the same sizes, is never mixed into the half-done output."""
+    own_inputs(run)
+    half_done(run)
+    for path in sorted(run.base.glob("*.safetensors")):
+        path.write_bytes(path.read_bytes()[:-2] + b"\x12\x3d")
+    mixed_or_not(run, fresh=lambda: again(run))
+
+
+@pytest.mark.parametrize("options", [("--dtype", "f32"), ("--compute-dtype", "f64")], ids=" ".join)
+def test_changed_options(run: Arena, options: tuple[str, ...]) -> None:
+    """Other options are another merge."""
+    half_done(run)
+    mixed_or_not(run, *options, fresh=lambda: again(run, *options))
+
+
+def test_changed_weight(run: Arena) -> None:
+    """Another weight of the same adapter is another merge."""
+    half_done(run)
+    plain = run.adapter
+    run.adapter = Path(f"{plain}=0.5")
+    mixed_or_not(run, fresh=lambda: again(run))

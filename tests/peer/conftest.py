@@ -1,0 +1,6 @@
+"""Keep every peer test off the network, before any peer library is imported."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
