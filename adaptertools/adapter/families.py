@@ -39,7 +39,12 @@ def families() -> tuple[Family, ...]:
 
 
 def detect_family(config: Mapping[str, Any]) -> Family | None:
-    """Return the family of a parsed config.json by its `model_type`, else its text model's."""
+    """Return the family of a parsed config.json by its `model_type`, else its text model's.
+
+    >>> family = detect_family({"model_type": "mistral"})
+    >>> family.expected("lm_head", {"hidden": 64, "vocab": 100})
+    Expected(kind='linear', layout='out in', out=100, in_=64, experts=None)
+    """
     for level in (config, config.get("text_config")):
         wanted = level.get("model_type") if isinstance(level, Mapping) else None
         for path, content in _files().items():
@@ -89,7 +94,7 @@ def _family(raw: Mapping[str, Any], source: str) -> Family:
         tied_head=tied.get("head"),
         tied_to=tied.get("to"),
         tied_default=tied.get("default", False),
-        roots=_texts(raw.get("roots", ())),
+        roots=tuple(map(_texts, raw.get("roots", ()))),
         expressions={name: _texts(value) for name, value in sizes.items()},
         modules=tuple(_module(entry) for entry in (*raw["module"], *raw.get("fused", ()))),
         source=source,

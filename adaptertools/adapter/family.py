@@ -68,7 +68,8 @@ class _Hit(NamedTuple):
     module: Module
     v5: bool
     fields: Mapping[str, str]
-    root: str | None
+    root: str
+    found: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Family:
     tied_head: str | None
     tied_to: str | None
     tied_default: bool
-    roots: tuple[str, ...]
+    roots: tuple[tuple[str, ...], ...]
     expressions: Mapping[str, tuple[str, ...]]
     modules: tuple[Module, ...]
     source: str
@@ -109,8 +110,11 @@ class Family:
         return self.tied_default
 
     def expected(self, name: str, sizes: Sizes) -> Expected | None:
-        """Return what the module `name` should be, None where the family has no such module."""
-        hit = self._find(name)
+        """Return what the module `name` should be, None where the family has no such module.
+
+        The tensor `name.weight` means the same; stacked experts and the like are bare parameters.
+        """
+        hit = self._find(name) or self._find(name.removesuffix(".weight"))
         if hit is None or any(i in sizes and int(n) >= sizes[i] for i, n in hit.fields.items()):
             return None
         module = hit.module
@@ -169,7 +173,7 @@ class Family:
             renamed = module.v5 if module.part is None else None
             for text, v5 in ((module.name, module.virtual), (renamed, True)):
                 if text is not None:
-                    last = text.rpartition(".")[2].rpartition("]")[2]
+                    last = text.rpartition(".")[2]
                     names.setdefault(last, []).append((self._compile(text), module, v5))
         return names
 
@@ -188,19 +192,19 @@ class Family:
         _ = self._names
 
     def _find(self, name: str) -> _Hit | None:
-        """Find `name` as it is, then with each of the other roots in place of the first."""
-        for root in (None, *self.roots[1:]):
-            if root is None or name.startswith(root):
-                path = name if root is None else self.roots[0] + name[len(root) :]
+        """Find `name` as it is, then with the first root of each group in place of another."""
+        swaps = [("", ""), *((group[0], other) for group in self.roots for other in group[1:])]
+        for root, found in swaps:
+            if name.startswith(found):
+                path = root + name[len(found) :]
                 for template, module, v5 in self._names.get(path.rpartition(".")[2], ()):
                     if (fields := template.match(path)) is not None:
-                        return _Hit(module, v5, fields, root)
+                        return _Hit(module, v5, fields, root, found)
         return None
 
     def _spell(self, text: str, hit: _Hit, fields: Mapping[str, object]) -> str:
         """Format a template, under the root by which `hit` was found."""
-        name = compile_template(text).format(fields)
-        return name if hit.root is None else hit.root + name.removeprefix(self.roots[0])
+        return hit.found + compile_template(text).format(fields).removeprefix(hit.root)
 
     def _rows(self, fused: Module, sizes: Sizes) -> dict[str, tuple[int, int]]:
         return compile_dims(fused.out).part_slices(self._known(fused.out, sizes))

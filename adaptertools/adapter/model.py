@@ -48,7 +48,7 @@ class Factor:
     """One adapter tensor in canonical axes, read when `read()` is called.
 
     `shape` is canonical; `dtype` is the stored one (safetensors name); `key` is its name in `file`.
-    `raw()` returns the stored bytes, for comparing without torch.
+    `source` is the store's own handle, for reading the bytes without torch.
     """
 
     key: str
@@ -57,7 +57,7 @@ class Factor:
     size: int
     file: str
     read: Callable[[], torch.Tensor] = field(compare=False, repr=False)
-    raw: Callable[[], bytes | bytearray] = field(compare=False, repr=False)
+    source: Any = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,7 @@ class Adapter:
     unmatched: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    config_schema: str | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:

@@ -35,9 +35,7 @@ class _Plain:
         return None
 
 
-def segments(
-    step: Step, dtype: torch.dtype
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+def segments(step: Step, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Yield (first matrix row, left [rows, rank], right [rank, columns]) with ΔW = scale·left@right."""
     update = step.update
     assert isinstance(update, LowRank)

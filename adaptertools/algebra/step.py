@@ -78,7 +78,11 @@ def matrix_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, int]:
 def summary(step: Step) -> dict[str, Any]:
     """Return a step as JSON-ready facts."""
     update = step.update
-    facts: dict[str, Any] = {"kind": update.kind, "weight": step.weight, "target": str(update.target)}
+    facts: dict[str, Any] = {
+        "kind": update.kind,
+        "weight": step.weight,
+        "target": str(update.target),
+    }
     if isinstance(update, LowRank):
         facts |= {"rank": update.rank, "scale": update.scale, "dora": update.magnitude is not None}
     if step.expert is not None:

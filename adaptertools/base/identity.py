@@ -34,6 +34,8 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb", buffering=0) as stream:
         for number in range(SAMPLES):
-            stream.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1) if size > SAMPLE_BYTES else 0)
+            stream.seek(
+                (size - SAMPLE_BYTES) * number // (SAMPLES - 1) if size > SAMPLE_BYTES else 0
+            )
             digest.update(stream.read(SAMPLE_BYTES))
     return f"sampled-v1:{digest.hexdigest()}"

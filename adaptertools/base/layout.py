@@ -27,7 +27,9 @@ def choose_layout(
         raise _mismatch(base, update, place, shape)
     if len(fitting) == 1:
         return fitting[0]
-    expected = base.family.expected(place.tensor.rpartition(".")[0], base.sizes) if base.family else None
+    expected = (
+        base.family.expected(place.tensor.rpartition(".")[0], base.sizes) if base.family else None
+    )
     transposed = expected.layout == "in out" if expected else _is_transposed(base, update)
     return next(t for t in fitting if t.endswith("in out") == transposed)
 
@@ -93,7 +95,9 @@ def _mismatch(
 ) -> MergeError:
     sizes = _sizes(update)
     told = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
-    kernel = list(update.down.shape[2:]) if isinstance(update, LowRank) and not update.experts else []
+    kernel = (
+        list(update.down.shape[2:]) if isinstance(update, LowRank) and not update.experts else []
+    )
     told += f", kernel {kernel}" if kernel else ""
     hint = "is this the base the adapter was trained on?"
     if len(shape) > 2 and shape[0] == sizes.get("out") and shape[1] != sizes.get("in"):

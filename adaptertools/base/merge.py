@@ -30,7 +30,9 @@ from adaptertools.base.planning import Planner
 from adaptertools.base.quantised import refuse_quantised
 from adaptertools.base.work import ComputeTask, CopyTask, Tally, tasks
 from adaptertools.errors import FindingsError, MergeError, OutputError, SourceError
+from adaptertools.formats.config import config_findings
 from adaptertools.formats.opening import open_adapter
+from adaptertools.formats.values import value_findings
 from adaptertools.store.dtypes import DTYPES
 from adaptertools.store.read import sha256
 
@@ -77,7 +79,7 @@ def make_plan(
     file_name: str | None = None,
 ) -> MergePlan:
     """Plan a merge from headers; raises `FindingsError` with every fault found."""
-    findings = [f for adapter, _ in adapters for f in adapter.findings]
+    findings = [f for a, _ in adapters for f in (*a.findings, *config_findings(a))]
     if any(f.severity == "error" for f in findings):
         raise FindingsError(findings)
     refuse_quantised(base)
@@ -135,6 +137,9 @@ class Merge:
         loading = threading.Thread(target=_load_torch, daemon=True)
         loading.start()
         inputs = self._identify(plan)
+        bad = [f for a, _ in plan.adapters for f in value_findings(a) if f.severity == "error"]
+        if bad:
+            raise FindingsError(bad)
         stamps = {path: _stamp(path) for path in _sources(plan)}
         journal = Journal(
             self.out, plan.digest(), overwrite=self.options.overwrite, sync=self.options.sync
@@ -154,7 +159,10 @@ class Merge:
         except OSError as error:
             journal.discard()
             raise OutputError(
-                "AT505", f"cannot be written: {error.strerror}", file=self.out, hint="is the disk full?"
+                "AT505",
+                f"cannot be written: {error.strerror}",
+                file=self.out,
+                hint="is the disk full?",
             ) from None
         except BaseException:
             journal.discard()
@@ -188,7 +196,9 @@ class Merge:
     def _execute(self, plan: MergePlan, journal: Journal) -> dict[str, Tally]:
         todo = list(tasks(plan))
         left = [task for task in todo if task.id not in journal.finished]
-        check_space(self.out, plan.output_bytes, sum(t.size for t in todo) - sum(t.size for t in left))
+        check_space(
+            self.out, plan.output_bytes, sum(t.size for t in todo) - sum(t.size for t in left)
+        )
         for file in plan.files:
             _create(journal.files / file.name, file)
         workshop = Workshop(journal.files, plan.compute_dtype)

@@ -50,7 +50,9 @@ def make_options(
     if stored != "auto" and stored not in WORDS.values():
         raise AdapterError("AT500", f"cannot store {dtype!r}", hint=f"use {', '.join(WORDS)}")
     if compute_dtype not in ("auto", "f32", "f64"):
-        raise AdapterError("AT500", f"cannot compute in {compute_dtype!r}", hint="use auto, f32 or f64")
+        raise AdapterError(
+            "AT500", f"cannot compute in {compute_dtype!r}", hint="use auto, f32 or f64"
+        )
     if jobs is not None and jobs < 1:
         raise AdapterError("AT500", f"jobs must be at least 1, not {jobs}")
     return MergeOptions(
@@ -77,7 +79,11 @@ def parse_size(text: int | str | None) -> int | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", str(text).strip().upper())
-    unit = _UNITS.get(found[2] if found and found[2].endswith("B") else (found[2] + "B" if found and found[2] else ""))
+    unit = _UNITS.get(
+        found[2]
+        if found and found[2].endswith("B")
+        else (found[2] + "B" if found and found[2] else "")
+    )
     size = int(float(found[1]) * unit) if found and unit else 0
     if size <= 0:
         raise AdapterError("AT500", f"{text!r} is not a size", hint="write it like 5GB or 512MiB")
@@ -112,7 +118,9 @@ def as_pairs(adapters: AdapterRef | Sequence[AdapterRef]) -> list[tuple[Path, fl
     many: Sequence[AdapterRef]
     if isinstance(adapters, str | Path):
         many = [adapters]
-    elif isinstance(adapters, tuple) and len(adapters) == 2 and isinstance(adapters[1], int | float):
+    elif (
+        isinstance(adapters, tuple) and len(adapters) == 2 and isinstance(adapters[1], int | float)
+    ):
         many = [(adapters[0], float(adapters[1]))]  # type: ignore[list-item]
     else:
         many = list(adapters)  # type: ignore[arg-type]

@@ -29,7 +29,9 @@ def check_place(out: Path, inputs: Iterable[Path], *, is_file: bool, overwrite: 
         )
     if out.exists() and not _is_empty_dir(out):
         if not overwrite:
-            raise OutputError("AT501", "exists already", file=out, hint="give --overwrite, or another name")
+            raise OutputError(
+                "AT501", "exists already", file=out, hint="give --overwrite, or another name"
+            )
         _check_replaceable(out, is_file=is_file)
 
 
@@ -38,9 +40,14 @@ def _check_overlap(out: Path, inputs: Iterable[Path]) -> None:
     for given in inputs:
         source = given.resolve()
         if real == source or real in source.parents or source in real.parents:
-            word = "is" if real == source else "contains" if real in source.parents else "lies inside"
+            word = (
+                "is" if real == source else "contains" if real in source.parents else "lies inside"
+            )
             raise OutputError(
-                "AT502", f"the output {word} the input {given}", file=out, hint="choose another place"
+                "AT502",
+                f"the output {word} the input {given}",
+                file=out,
+                hint="choose another place",
             )
 
 
@@ -54,13 +61,14 @@ def _check_replaceable(out: Path, *, is_file: bool) -> None:
         if not out.is_file():
             raise OutputError("AT501", "exists and is not a file", file=out)
         return
-    looks = out.is_dir() and (
-        any(out.glob("*.safetensors")) or (out / "config.json").is_file()
-    )
+    looks = out.is_dir() and (any(out.glob("*.safetensors")) or (out / "config.json").is_file())
     here = Path.cwd().resolve()
     if not looks or out.resolve() == here or out.resolve() in here.parents:
         raise OutputError(
-            "AT501", "exists and does not look like a model folder", file=out, hint="delete it yourself"
+            "AT501",
+            "exists and does not look like a model folder",
+            file=out,
+            hint="delete it yourself",
         )
 
 

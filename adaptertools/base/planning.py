@@ -129,7 +129,8 @@ class Planner:
     def _replaces_head(self, adapter: Adapter) -> bool:
         assert self.pair is not None
         return any(
-            isinstance(u, Replace) and u.target.name.endswith(self.pair.head) for u in adapter.updates
+            isinstance(u, Replace) and u.target.name.endswith(self.pair.head)
+            for u in adapter.updates
         )
 
     def _places(self, adapter: Adapter, update: Update) -> tuple[Place, ...]:
@@ -181,7 +182,9 @@ class Planner:
         at = 0
         if place.inside is not None:
             at = place.inside[0] * shape[1] + place.inside[1]
-        self._add(place.tensor, Step(update, weight, layout, "weight", place.expert, place.rows, at))
+        self._add(
+            place.tensor, Step(update, weight, layout, "weight", place.expert, place.rows, at)
+        )
         if isinstance(update, Scaling):
             bias = self.matcher.sibling(place, "bias") if update.axis == "out" else None
             if bias is not None:
@@ -234,17 +237,25 @@ class Planner:
 
     def _add(self, name: str, step: Step) -> None:
         tensor = self.tensors[name]
-        layouts = {s.layout for s in tensor.steps if s.layout} | ({step.layout} if step.layout else set())
+        layouts = {s.layout for s in tensor.steps if s.layout} | (
+            {step.layout} if step.layout else set()
+        )
         if len(layouts) > 1:
-            raise MergeError("AT403", f"two updates see it as {' and '.join(sorted(layouts))}", key=name)
+            raise MergeError(
+                "AT403", f"two updates see it as {' and '.join(sorted(layouts))}", key=name
+            )
         if not DTYPES[tensor.dtype].floating and not isinstance(step.update, Replace):
-            raise MergeError("AT403", f"holds {tensor.dtype}, which cannot be scaled or added to", key=name)
+            raise MergeError(
+                "AT403", f"holds {tensor.dtype}, which cannot be scaled or added to", key=name
+            )
         matrix = matrix_shape(next(iter(layouts), ""), tensor.shape)
         self.tensors[name] = replace(tensor, steps=(*tensor.steps, step), matrix=matrix)
 
     def _fault(self, error: MergeError, adapter: Adapter) -> None:
         key = error.where.key
-        self._find(error.code, "error", error.message, key=key, file=adapter.files[0], hint=error.hint)
+        self._find(
+            error.code, "error", error.message, key=key, file=adapter.files[0], hint=error.hint
+        )
 
     def _find(
         self,

@@ -23,7 +23,9 @@ def refuse_quantised(base: Checkpoint) -> None:
                 raise _refusal(base, method["name"], f"a tensor {name!r}", table["hint"])
     packed = next((s for s in base.slots.values() if DTYPES[s.dtype].packed), None)
     if packed is not None:
-        raise _refusal(base, packed.dtype, f"the {packed.dtype} tensor {packed.name!r}", table["hint"])
+        raise _refusal(
+            base, packed.dtype, f"the {packed.dtype} tensor {packed.name!r}", table["hint"]
+        )
 
 
 def _refusal(base: Checkpoint, method: str, evidence: str, hint: str) -> MergeError:

@@ -24,7 +24,9 @@ def tensor_summary(tensor: TensorPlan, tally: Tally, compute: str) -> dict[str, 
     scale = math.sqrt(rows * columns / tally.sampled) if tally.sampled else 0.0
     weight = math.sqrt(tally.weight_square) * scale
     exact = tally.delta_norm is not None
-    delta = tally.delta_norm if tally.delta_norm is not None else math.sqrt(tally.delta_square) * scale
+    delta = (
+        tally.delta_norm if tally.delta_norm is not None else math.sqrt(tally.delta_square) * scale
+    )
     return {
         "formula": tensor.formula,
         "dtype": tensor.dtype,

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from adaptertools import schemas
-from adaptertools.adapter.model import Adapter, LowRank, Replace, Rows, Update
+from adaptertools.adapter.model import Adapter, Factor, LowRank, Replace, Rows, Update
 from adaptertools.base.checkpoint import Checkpoint
+from adaptertools.store.read import read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,12 @@ def find_tied(base: Checkpoint) -> TiedPair | None:
     family = base.family
     head = (family.tied_head if family else None) or names["tied_head"]
     wanted = [family.tied_to] if family and family.tied_to else names["tied_embeddings"]
-    found = [n for n in base.slots for w in wanted if n == w or n.endswith(f".{w}") or w.endswith(f".{n}")]
+    found = [
+        n
+        for n in base.slots
+        for w in wanted
+        if n == w or n.endswith(f".{w}") or w.endswith(f".{n}")
+    ]
     if len(found) != 1 or not _says_tied(base, head) or not _has_head(base):
         return None
     return TiedPair(found[0], head)
@@ -58,9 +64,7 @@ class TiedChoice:
     same: bool = False
 
 
-def choose(
-    pair: TiedPair, adapters: Iterable[Adapter], lands_on: dict[int, str]
-) -> TiedChoice:
+def choose(pair: TiedPair, adapters: Iterable[Adapter], lands_on: dict[int, str]) -> TiedChoice:
     """Decide from the updates that land on the pair; `lands_on` maps id(update) to a tensor name."""
     one_sided = duplicated = False
     for adapter in adapters:
@@ -99,16 +103,13 @@ def _same_change(embedding: Sequence[Update], head: Sequence[Update]) -> bool:
     return _transposed_equal(first.up, second.down) and _transposed_equal(first.down, second.up)
 
 
-def _transposed_equal(one: object, other: object) -> bool:
+def _transposed_equal(one: Factor, other: Factor) -> bool:
     import numpy as np
 
-    from adaptertools.adapter.model import Factor
-
-    assert isinstance(one, Factor) and isinstance(other, Factor)
     if one.dtype != other.dtype or one.shape != other.shape[::-1]:
         return False
     width = one.size // max(1, one.shape[0] * one.shape[1])
     word = {2: np.uint16, 4: np.uint32, 8: np.uint64}[width]
-    left = np.frombuffer(one.raw(), word).reshape(one.shape)
-    right = np.frombuffer(other.raw(), word).reshape(other.shape)
+    left = np.frombuffer(read_bytes(one.source), word).reshape(one.shape)
+    right = np.frombuffer(read_bytes(other.source), word).reshape(other.shape)
     return bool((left == right.T).all())

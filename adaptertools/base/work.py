@@ -91,7 +91,12 @@ def _copies(file: OutputFile) -> Iterator[CopyTask]:
         if tensor.work != "copy" or source is None or not source.size:
             continue
         at = file.offsets[tensor.name]
-        if run and run[0] == source.file and run[1] + run[3] == source.offset and run[2] + run[3] == at:
+        if (
+            run
+            and run[0] == source.file
+            and run[1] + run[3] == source.offset
+            and run[2] + run[3] == at
+        ):
             run[3] += source.size
         else:
             run = [source.file, source.offset, at, source.size]

@@ -12,7 +12,7 @@ from adaptertools.formats.group import Group
 from adaptertools.formats.rates import Rate
 from adaptertools.formats.spec import Role
 from adaptertools.patterns.dims import Dims
-from adaptertools.store.read import read_bytes, read_tensor
+from adaptertools.store.read import read_tensor
 from adaptertools.store.slot import Slot
 
 
@@ -185,12 +185,12 @@ def _axis(dims: Dims) -> Axis:
 def _no_fit(slot: Slot, role: Role, size: int | None = None) -> FormatError:
     told = " or ".join(f"'{dims.text}'" for dims in role.dims)
     more = f" with {size}" if size is not None else ""
-    return FormatError("AT220", f"shape {list(slot.shape)} does not fit {told}{more}", key=slot.name)
+    return FormatError(
+        "AT220", f"shape {list(slot.shape)} does not fit {told}{more}", key=slot.name
+    )
 
 
-def _make_factor(
-    slot: Slot, dims: Dims, axes: Sequence[str], known: dict[str, int]
-) -> Factor:
+def _make_factor(slot: Slot, dims: Dims, axes: Sequence[str], known: dict[str, int]) -> Factor:
     sizes = dims.solve(slot.shape, known)
     kernel = slot.shape[len(dims.axes) :] if dims.tail not in ("", "1") else ()
     shape = tuple(sizes[axis] for axis in axes) + tuple(kernel)
@@ -201,7 +201,7 @@ def _make_factor(
         slot.size,
         str(slot.file),
         lambda: dims.to_canonical(read_tensor(slot), axes, sizes).reshape(shape),
-        lambda: read_bytes(slot),
+        slot,
     )
 
 
@@ -214,7 +214,7 @@ def whole_factor(slot: Slot) -> Factor:
         slot.size,
         str(slot.file),
         lambda: read_tensor(slot),
-        lambda: read_bytes(slot),
+        slot,
     )
 
 

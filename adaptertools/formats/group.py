@@ -102,7 +102,9 @@ class Grouping:
             self._find("AT213", "error", f"holds more than one adapter: {names}", None)
         if self._stripped:
             names = ", ".join(sorted(self._stripped))
-            self._find("AT311", "info", f"training wrappers in the key names dropped: {names}", None)
+            self._find(
+                "AT311", "info", f"training wrappers in the key names dropped: {names}", None
+            )
         for key in self.unmatched:
             self._find(
                 "AT210",

@@ -41,6 +41,13 @@ class Parser:
         if not self.slots:
             self._find("AT214", "error", "the adapter has no tensors", hint="save it again")
         self._check_config()
+        if self.spec.scale and not self.config:
+            self._find(
+                "AT225",
+                "error",
+                f"its scale is unknown: there is no {self.spec.config} beside it",
+                hint=f"put the {self.spec.config} of this adapter into the same folder",
+            )
         groups = [g for g in grouping.groups.values() if self._complete(g)]
         updates = self._updates(groups)
         return Adapter(
@@ -56,6 +63,7 @@ class Parser:
             unmatched=tuple(grouping.unmatched),
             evidence=evidence,
             findings=tuple(self.findings),
+            config_schema=self.spec.config_schema,
         )
 
     def _updates(self, groups: list[Group]) -> list[Update]:
@@ -138,7 +146,11 @@ class Parser:
     def _check_flag(self, group: Group, role: str, flag: str, here: bool) -> None:
         if here:
             self._warn(
-                "AT223", group.slots[role].name, f"{flag} is off; the tensor is applied", "on", "off"
+                "AT223",
+                group.slots[role].name,
+                f"{flag} is off; the tensor is applied",
+                "on",
+                "off",
             )
         elif role == "magnitude" and not _root_wrapped(group):
             self._find(
@@ -205,7 +217,9 @@ class Parser:
                 )
 
     def _fault(self, error: FormatError, file: str) -> None:
-        self._find(error.code, "error", error.message, file=file, key=error.where.key, hint=error.hint)
+        self._find(
+            error.code, "error", error.message, file=file, key=error.where.key, hint=error.hint
+        )
 
     def _warn(self, code: str, key: str, title: str, expected: object, found: object) -> None:
         where = Where(self.file, key)
@@ -222,7 +236,9 @@ class Parser:
         key: str | None = None,
         hint: str = "",
     ) -> None:
-        self.findings.append(Finding(code, severity, title, Where(file or self.file, key), hint=hint))
+        self.findings.append(
+            Finding(code, severity, title, Where(file or self.file, key), hint=hint)
+        )
 
 
 def _text(config: Mapping[str, Any], field: str | None) -> str | None:

@@ -64,7 +64,9 @@ class Dims:
             sizes[self.tail] = prod(rest)
         return sizes
 
-    def _solve_axis(self, axis: Axis, size: int, sizes: dict[str, int], shape: Sequence[int]) -> None:
+    def _solve_axis(
+        self, axis: Axis, size: int, sizes: dict[str, int], shape: Sequence[int]
+    ) -> None:
         if axis.parts:
             expected = sum(prod(_size(n, sizes) for n in names) for _, names in axis.parts)
             if expected != size:

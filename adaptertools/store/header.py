@@ -158,7 +158,9 @@ def _check_cover(path: Path, slots: list[Slot], start: int, size: int) -> None:
     at = start
     for slot in slots:
         if slot.offset != at:
-            what = "overlaps the tensor before it" if slot.offset < at else "leaves a hole before it"
+            what = (
+                "overlaps the tensor before it" if slot.offset < at else "leaves a hole before it"
+            )
             raise SourceError("AT107", f"its data {what}", file=path, key=slot.name)
         at = slot.end
     if at != size:

@@ -17,9 +17,10 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Run:
-    """One child: wall seconds and the high-water mark of its resident memory in bytes."""
+    """One child: wall and processor seconds, and its resident memory's high-water mark (bytes)."""
 
     seconds: float
+    cpu: float
     peak: int
 
 
@@ -39,7 +40,7 @@ def run(command: Sequence[object]) -> Run:
     child.stdout.close()
     if child.returncode:
         sys.exit(f"{command}\nended with {child.returncode}:\n{output.decode(errors='replace')}")
-    return Run(seconds, usage.ru_maxrss * 1024)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def tool(*arguments: object) -> list[object]:

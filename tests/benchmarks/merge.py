@@ -80,8 +80,19 @@ def report(runs: dict[str, list[Run]], size: int, torch_peak: int) -> str:
         beyond = "–" if name == "cp -r" else f"{(peak - torch_peak) / 2**20:.0f}"
         ratios = [f"{best(group) / best(copy):.2f}", f"{middle(group) / middle(copy):.2f}"]
         times = [f"{best(group):.2f}", f"{middle(group):.2f}", f"{size / 1e9 / best(group):.2f}"]
+        times.append(f"{min(run.cpu for run in group):.2f}")
         rows.append([name, *times, *ratios, f"{peak / 2**20:.0f}", beyond])
-    head = ["", "min s", "median s", "GB/s", "× cp (min)", "× cp (median)", "peak MiB", "− torch"]
+    head = [
+        "",
+        "min s",
+        "median s",
+        "GB/s",
+        "CPU s",
+        "× cp (min)",
+        "× cp (median)",
+        "peak MiB",
+        "− torch",
+    ]
     return table(head, rows)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import LINEARS, tiny_lora
+from builders import LINEARS, read_header, tiny_lora
 
 from .arena import Arena, cli
 from .unfinished import (
@@ -68,30 +68,36 @@ def test_overwrite_starts_afresh(run: Arena, expected: dict[str, str]) -> None:
 def test_killed_overwrite_keeps_the_old_output(run: Arena, expected: dict[str, str]) -> None:
     """Until the new result is whole, the old one is there."""
     run.out.mkdir()
-    (run.out / "precious").write_text("x")
+    (run.out / "config.json").write_text("{}")
     if kill(run, 0.0, "--overwrite"):
-        assert (run.out / "precious").read_text() == "x"
+        assert (run.out / "config.json").read_text() == "{}"
         assert len(list(run.out.iterdir())) == 1
     again(run, "--overwrite")
     assert hashes(run.out) == expected
     only(run, run.out)
 
 
-@pytest.mark.parametrize("spoil", ["cut", "garbage", "zeros", "emptied", "journal only"])
+def damage(path: Path, spoil: str) -> None:
+    """Spoil a file as a crash or a curious person may."""
+    size = path.stat().st_size
+    if spoil == "lost":
+        path.unlink()
+    elif spoil == "cut":
+        os.truncate(path, size // 2)
+    else:
+        content = {"garbage": b"\xff{]", "other": b'3\n{"task":1}\n[]\n', "zeros": bytes(size)}
+        path.write_bytes(content.get(spoil, b""))
+
+
+@pytest.mark.parametrize("spoil", ["cut", "garbage", "other", "zeros", "emptied", "lost"])
 def test_damaged_journal(run: Arena, expected: dict[str, str], spoil: str) -> None:
     """A journal that a crash damaged is never trusted into a wrong output."""
     half_done(run)
     files = [path for path in journal(run).rglob("*") if path.is_file()]
     weights = [path for path in files if path.suffix == ".safetensors"]
     records = [path for path in files if path not in weights]
-    for path in weights if spoil == "journal only" else records:
-        size = path.stat().st_size
-        if spoil == "journal only":
-            path.unlink()
-        elif spoil == "cut":
-            os.truncate(path, size // 2)
-        else:
-            path.write_bytes({"garbage": b"\xff{]", "zeros": bytes(size), "emptied": b""}[spoil])
+    for path in weights if spoil == "lost" else records:
+        damage(path, spoil)
     result = cli("merge", run.base, run.adapter, "-o", run.out)
     if result.code:
         assert result.code == 1
@@ -108,11 +114,24 @@ def test_jobs_do_not_matter(run: Arena, expected: dict[str, str]) -> None:
         assert hashes(run.out) == expected, jobs
 
 
-def test_output_verifies(big: Arena) -> None:
-    """`verify` agrees with an undisturbed merge and sees one changed byte."""
+def test_undisturbed_output_verifies(big: Arena) -> None:
+    """`verify` agrees with a merge that nobody disturbed."""
     out = big.root / "calm"
-    assert cli("verify", out).code == 0
     assert cli("verify", out, "--base", big.base, "--adapter", big.adapter).code == 0
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.self_attn.v_proj.weight"])
+def test_verify_sees_one_changed_byte(arena: Arena, name: str) -> None:
+    """One changed byte of a tensor, merged or only copied, is found and the tensor named."""
+    arena.merge()
+    model = arena.out / "model.safetensors"
+    header, start = read_header(model)
+    data = bytearray(model.read_bytes())
+    data[start + header[name]["data_offsets"][1] - 1] ^= 0x40
+    model.write_bytes(data)
+    result = cli("verify", arena.out, "--base", arena.base, "--adapter", arena.adapter)
+    assert result.code == 1
+    assert name in result.text
 
 
 def mixed_or_not(run: Arena, *options: object, fresh: Any) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from builders import tiny_base, tiny_lora
 
-from .arena import Arena, cli, snapshot
+from adaptertools import AdapterError
+
+from .arena import Arena, assert_sentence, cli, snapshot
 
 # --- the place of the output --------------------------------------------------------------------
 
@@ -97,6 +99,7 @@ def test_output_that_exists(arena: Arena, name: str) -> None:
     """What is there is not touched without --overwrite, and replaced with it."""
     (arena.out / name).parent.mkdir(parents=True)
     (arena.out / name).write_text("precious")
+    (arena.out / "config.json").write_text("{}")
     error = arena.refuses(file=str(arena.out))
     assert "overwrite" in f"{error.message} {error.hint}"
     arena.refuses_cli(file=str(arena.out))
@@ -104,6 +107,13 @@ def test_output_that_exists(arena: Arena, name: str) -> None:
     arena.check()
     assert not (arena.out / name).exists(), "the old and the new are mixed"
     assert {path.name for path in arena.root.iterdir()} == {"base", "adapter", "out"}
+
+
+def test_overwrite_spares_what_is_no_model(arena: Arena) -> None:
+    """A slip of the hand with --overwrite must not cost a folder of other things."""
+    (arena.out / "thesis").mkdir(parents=True)
+    (arena.out / "thesis" / "chapter-1.tex").write_text("precious")
+    arena.refuses(file=str(arena.out), overwrite=True)
 
 
 def test_output_that_is_empty(arena: Arena) -> None:
@@ -130,13 +140,23 @@ def test_output_that_is_a_link_to_a_full_directory(arena: Arena) -> None:
     assert (precious / "file.txt").read_text() == "precious"
 
 
-def test_output_that_is_a_dangling_link(arena: Arena) -> None:
-    """A link to nowhere is refused or replaced; its target is not created by surprise."""
-    arena.out.symlink_to(arena.root / "nowhere")
-    result = cli("merge", arena.base, arena.adapter, "-o", arena.out)
-    assert result.code in {0, 1}
-    if result.code == 0:
+@pytest.mark.parametrize("what", ["nowhere", "empty", "model"])
+def test_output_that_is_a_link(arena: Arena, what: str) -> None:
+    """Through a link the output is whole, or the link is refused and nothing has happened."""
+    target = arena.root / what
+    if what != "nowhere":
+        target.mkdir()
+    if what == "model":
+        (target / "config.json").write_text("{}")
+    arena.out.symlink_to(target)
+    before = snapshot(arena.root)
+    try:
+        arena.merge(overwrite=True)
+    except AdapterError:
+        assert snapshot(arena.root) == before
+    else:
         arena.check()
+        assert {path.name for path in arena.root.iterdir()} <= {"base", "adapter", "out", what}
 
 
 @pytest.mark.parametrize("deep", ["a", "a/b/c"])
@@ -167,17 +187,15 @@ def test_parent_that_is_a_file(arena: Arena) -> None:
     arena.refuses()
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "x" * 250])
-def test_name_that_is_too_long(arena: Arena, name: str) -> None:
+@pytest.mark.parametrize("length", [300, 250])
+def test_name_that_is_too_long(arena: Arena, length: int) -> None:
     """A name that the file system cannot hold, or whose hidden twin it cannot, is no crash."""
-    before = snapshot(arena.root)
-    arena.out = arena.root / name
-    result = cli("merge", arena.base, arena.adapter, "-o", arena.out)
-    if result.code == 0:
-        arena.check()
-    else:
-        assert result.code == 1
-        assert snapshot(arena.root) == before
+    arena.out = arena.root / ("x" * length)
+    try:
+        arena.passes()
+    except AdapterError as error:
+        assert_sentence(str(error))
+        assert {path.name for path in arena.root.iterdir()} == {"base", "adapter"}
 
 
 def test_bad_input_keeps_the_old_output(arena: Arena) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from builders import encode, read_safetensors, write_json, write_safetensors
 
-from .arena import Arena, cli
+from .arena import Q0, Arena, cli
 from .test_files import INDEX, LFS
 
 
@@ -77,12 +77,12 @@ def test_index_names_the_wrong_shard(sharded: Arena) -> None:
 
 
 def test_tensor_in_two_shards(sharded: Arena) -> None:
-    """A tensor that two shards hold is ambiguous: refused, or the index decides and it is one."""
-    path = sharded.base / "model-00001-of-00004.safetensors"
+    """A targeted tensor that two shards hold must not stay unmerged in one of them."""
+    path = sharded.base / "model-00004-of-00004.safetensors"
     tensors = read_safetensors(path)
-    tensors["lm_head.weight"] = encode(np.ones((96, 64)), "BF16")
+    tensors[f"{Q0}.weight"] = encode(np.ones((64, 64)), "BF16")
     write_safetensors(path, tensors, {"format": "pt"})
-    sharded.refuses(key="lm_head.weight")
+    sharded.refuses(key=Q0)
 
 
 @pytest.mark.parametrize(

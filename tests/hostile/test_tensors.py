@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 from builders import (
     Tensors,
+    decode,
     encode,
+    read_checkpoint,
     tiny_base,
     tiny_ia3,
     write_safetensors,
 )
+
+from adaptertools import AdapterError
 
 from .arena import A0, B0, PREFIX, Q0, Arena, Edit, put
 
@@ -95,13 +99,23 @@ def test_unmatched_module(arena: Arena, name: str) -> None:
     arena.refuses_cli(key=name.removeprefix(PREFIX))
 
 
-@pytest.mark.parametrize(
-    "key", ["what.is.this", f"{PREFIX}{Q0}.lora_C.weight", f"{PREFIX}{Q0}.lora_magnitude_vector"]
-)
+@pytest.mark.parametrize("key", ["what.is.this", f"{PREFIX}{Q0}.lora_C.weight"])
 def test_unexpected_key(arena: Arena, key: str) -> None:
     """A key that belongs to nothing is an error that names it."""
     arena.edit_weights(put(key, np.ones(64)))
     arena.refuses(key=key)
+
+
+def test_magnitude_that_the_config_denies(arena: Arena) -> None:
+    """A DoRA magnitude with `use_dora: false` is applied or refused, never ignored."""
+    arena.edit_weights(put(f"{PREFIX}{Q0}.lora_magnitude_vector", np.full(64, 3)))
+    try:
+        arena.merge()
+    except AdapterError as error:
+        assert Q0 in str(error)
+    else:
+        rows = decode(read_checkpoint(arena.out)[f"{Q0}.weight"])
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 3, rtol=1e-2)
 
 
 @pytest.mark.parametrize("gone", [A0, B0], ids=["A", "B"])
@@ -143,7 +157,7 @@ def test_rank_zero(arena: Arena) -> None:
     arena.refuses(key=Q0)
 
 
-@pytest.mark.parametrize("shape", [(1, 64), (17, 1), (16,), (1, 1), (16, 1, 1)])
+@pytest.mark.parametrize("shape", [(1, 63), (17, 1), (16,), (1, 1), (16, 1, 1)])
 def test_ia3_shapes_that_do_not_fit(arena: Arena, shape: tuple[int, ...]) -> None:
     """An (IA)3 vector of a wrong shape is an error that names the module."""
     arena.adapter = tiny_ia3(arena.root / "ia3", arena.base)

@@ -19,6 +19,13 @@ from torch import nn
 
 from .bases import BASES, DTYPES
 
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
+BERT_LINEARS = ["query", "key", "value", "dense"]
+GPT2_LINEARS = ["c_attn", "c_proj", "c_fc"]
+CONVS = ["conv1", "conv2", "conv3", "point2"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -14,6 +14,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .convnet import ConvNet
+
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 DECODER: dict[str, Any] = {
@@ -51,39 +53,6 @@ BERT: dict[str, Any] = {
 }
 
 
-class ConvNet(nn.Module):
-    """One branch per layer kind PEFT can adapt outside a transformer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(30, 12)
-        self.conv1 = nn.Conv1d(3, 10, 3)
-        self.conv2 = nn.Conv2d(3, 8, (3, 2))
-        self.conv3 = nn.Conv3d(2, 6, (2, 3, 2))
-        self.point2 = nn.Conv2d(3, 7, 1)
-        self.point3 = nn.Conv3d(2, 5, 1)
-        self.square2 = nn.Conv2d(4, 4, 3)
-        self.grouped = nn.Conv2d(4, 8, 3, groups=2)
-        self.mha = nn.MultiheadAttention(12, 3, batch_first=True)
-        self.head = nn.Linear(12, 9)
-
-    def forward(self, ids: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """Run every branch on slices of one image (4, 6, 6, 6) and return all outputs, flat."""
-        words = self.embed(ids)
-        outputs = [
-            self.conv1(image[:3, 0, 0][None]),
-            self.conv2(image[:3, 0][None]),
-            self.conv3(image[:2][None]),
-            self.point2(image[:3, 1][None]),
-            self.point3(image[:2][None]),
-            self.square2(image[:, 2][None]),
-            self.grouped(image[:, 3][None]),
-            self.mha(words, words, words, need_weights=False)[0],
-            self.head(words),
-        ]
-        return torch.cat([output.flatten() for output in outputs])
-
-
 @dataclass(frozen=True)
 class Base:
     """How a base model is made, which class reads it back, and how its file is laid out."""
@@ -93,6 +62,7 @@ class Base:
     layout: str = "disk"
     shard: str = "1GB"
     rename: Callable[[str], str] | None = None
+    twice: bool = False
 
     def save(self, path: Path, dtype: torch.dtype) -> None:
         """Write the seeded model at `path`, a directory or, for a plain module, a file."""
@@ -107,6 +77,10 @@ class Base:
         model.save_pretrained(path, max_shard_size=self.shard)
         if self.layout == "memory":
             save_file(memory_tensors(model), path / "model.safetensors", metadata={"format": "pt"})
+        if self.twice:
+            tensors = read_tensors(path)
+            head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+            save_file(tensors | head, path / "model.safetensors", metadata={"format": "pt"})
         if self.rename is not None:
             renamed = {self.rename(name): value for name, value in read_tensors(path).items()}
             save_file(renamed, path / "model.safetensors", metadata={"format": "pt"})
@@ -147,9 +121,14 @@ def memory_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint directory or single file."""
+    """Every tensor of a single file or a directory, whose index must tell where each one is."""
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    shards = {file.name: load_file(file) for file in files}
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        places = {name: file for file, tensors in shards.items() for name in tensors}
+        assert json.loads(index.read_text())["weight_map"] == places
+    return {name: tensor for tensors in shards.values() for name, tensor in tensors.items()}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -195,11 +174,15 @@ def t5() -> nn.Module:
     return transformers.T5ForConditionalGeneration(config)
 
 
-def qwen_moe() -> nn.Module:
+def qwen_moe(width: int = 20) -> nn.Module:
     config = transformers.Qwen3MoeConfig(
-        **DECODER, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=20
+        **DECODER, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=width
     )
     return transformers.Qwen3MoeForCausalLM(config)
+
+
+def square_qwen_moe() -> nn.Module:
+    return qwen_moe(width=24)
 
 
 def mixtral() -> nn.Module:
@@ -230,7 +213,7 @@ def llama4() -> nn.Module:
     return transformers.Llama4ForCausalLM(config)
 
 
-def llava() -> nn.Module:
+def llava(**text: Any) -> nn.Module:
     vision = transformers.CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=24,
@@ -240,9 +223,17 @@ def llava() -> nn.Module:
         patch_size=4,
         projection_dim=16,
     )
-    text = transformers.LlamaConfig(**DECODER)
-    config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_id=99)
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**(DECODER | text)),
+        vision_config=vision,
+        image_token_id=99,
+        tie_word_embeddings=bool(text),
+    )
     return transformers.LlavaForConditionalGeneration(config)
+
+
+def tied_llava() -> nn.Module:
+    return llava(tie_word_embeddings=True)
 
 
 def qwen2_vl() -> nn.Module:
@@ -270,6 +261,8 @@ BASES = {
     "llama-sharded": Base(llama, shard="30KB"),
     "llama-square": Base(square_llama),
     "llama-tied": Base(tied_llama),
+    "llama-tied-sharded": Base(tied_llama, shard="30KB"),
+    "llama-tied-twice": Base(tied_llama, twice=True),
     "gemma": Base(gemma),
     "gpt2": Base(gpt2),
     "gpt2-bare": Base(gpt2_bare),
@@ -278,11 +271,13 @@ BASES = {
     "t5": Base(t5, "AutoModelForSeq2SeqLM"),
     "qwen-moe": Base(qwen_moe),
     "qwen-moe-fused": Base(qwen_moe, layout="memory"),
+    "qwen-moe-square": Base(square_qwen_moe),
     "mixtral": Base(mixtral),
     "gpt-oss": Base(gpt_oss),
     "gpt-oss-square": Base(square_gpt_oss),
     "llama4": Base(llama4),
     "llava": Base(llava, VLM),
+    "llava-tied": Base(tied_llava, VLM),
     "llava-new": Base(llava, VLM, layout="memory"),
     "llava-hub": Base(llava, VLM, rename=hub_llava_name),
     "qwen2-vl": Base(qwen2_vl, VLM),

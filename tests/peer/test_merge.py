@@ -17,16 +17,31 @@ from transformers import AutoConfig
 import adaptertools
 
 from . import oracle, zoo
-from .adapters import Made, Variant, build, edit_config, experts, ia3, lora, randomise, save_base
-from .bases import BASES, DTYPES, ConvNet, read_config, read_tensors
+from .adapters import (
+    ATTENTION,
+    EXPERTS,
+    GPT2_LINEARS,
+    MLP,
+    Made,
+    Variant,
+    build,
+    edit_config,
+    experts,
+    ia3,
+    lora,
+    randomise,
+    save_base,
+)
+from .bases import BASES, DTYPES, read_config, read_tensors
+from .convnet import ConvNet
 
 pytestmark = pytest.mark.peer
 
-LLAMA_LINEARS = zoo.ATTENTION + zoo.MLP
+LLAMA_LINEARS = ATTENTION + MLP
 IA3_LLAMA = ia3(["k_proj", "v_proj", "down_proj"], ["down_proj"])
 LORA_LLAMA = lora(LLAMA_LINEARS, r=3)
 LORA_OTHER = lora(["q_proj", "v_proj", "down_proj"], r=5, use_rslora=True)
-LORA_GPT2 = lora(zoo.GPT2_LINEARS, r=3, lora_bias=True)
+LORA_GPT2 = lora(GPT2_LINEARS, r=3, lora_bias=True)
 IA3_GPT2 = ia3(["c_attn", "mlp.c_proj"], ["mlp.c_proj"])
 LORA_BERT = lora(["query", "dense"], r=3, lora_bias=True)
 # name -> base, its dtype, and the adapters with their weights, in merging order
@@ -46,7 +61,7 @@ MIXES = {
     "experts-and-attention": (
         "qwen-moe",
         "bf16",
-        [(experts(*zoo.EXPERTS), 0.5), (LORA_OTHER, 1), (experts(zoo.EXPERTS[1]), 1)],
+        [(experts(*EXPERTS), 0.5), (LORA_OTHER, 1), (experts(EXPERTS[1]), 1)],
     ),
     "replaced-head": (
         "llama",
@@ -114,6 +129,20 @@ def test_several_adapters_round_once(name: str, tmp_path: Path) -> None:
     oracle.check_checkpoint(read_tensors(tmp_path / "merged"), read_tensors(made[0].base), wanted)
 
 
+def test_saved_embeddings_of_two_adapters_add_up(tmp_path: Path) -> None:
+    """PEFT saves the base's embedding beside each LoRA on it: no copy may undo the other delta."""
+    variant = Variant("llama", lora(["embed_tokens", "q_proj"]))
+    made = [build(name, variant, tmp_path) for name in "ab"]
+    saved = "base_model.model.model.embed_tokens.base_layer.weight"
+    assert all(saved in read_tensors(one.adapter) for one in made)
+    adaptertools.merge(made[0].base, [one.adapter for one in made], tmp_path / "merged")
+    wrapped = oracle.load_adapter(made[0].model(), made[0].original)
+    wrapped.load_adapter(made[1].original, "second", autocast_adapter_dtype=False)
+    wrapped.double().base_model.set_adapter(["default", "second"])
+    wanted = BASES["llama"].tensors(wrapped.merge_and_unload(), tmp_path / "scratch")
+    oracle.check_checkpoint(read_tensors(tmp_path / "merged"), read_tensors(made[0].base), wanted)
+
+
 def inputs(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """One fixed input a model understands."""
     if isinstance(getattr(model, "base_model", model), peft.LoraModel):
@@ -176,7 +205,7 @@ def test_residual_base_takes_the_adapter(init: str, tmp_path: Path) -> None:
     """PiSSA and OLoRA change the base at their start: what they leave is the base to merge into."""
     pristine = save_base("llama", "f32", tmp_path)
     model = BASES["llama"].load(pristine, torch.float32)
-    wrapped = peft.get_peft_model(model, lora(zoo.ATTENTION, init_lora_weights=init)())
+    wrapped = peft.get_peft_model(model, lora(ATTENTION, init_lora_weights=init)())
     randomise(wrapped, 9)
     wrapped.save_pretrained(tmp_path / "adapter")
     wrapped.unload().save_pretrained(tmp_path / "residual")

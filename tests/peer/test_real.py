@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,13 @@ from transformers import AutoModelForCausalLM
 
 import adaptertools
 
-from . import oracle, smollm2, zoo
+from . import oracle, smollm2
+from .adapters import ATTENTION, MLP
 from .bases import read_tensors
 
 pytestmark = [pytest.mark.peer, pytest.mark.real]
 
-LINEARS = zoo.ATTENTION + zoo.MLP
+LINEARS = ATTENTION + MLP
 TOKENS = torch.arange(1000, 1000 + 17 * 24, 17)[None]
 
 
@@ -65,11 +65,10 @@ def spread_b(model: torch.nn.Module) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Trained]:
-    base = smollm2.build(request.config.cache.mkdir("adaptertools-peer"))
-    return Trained(base, tmp_path_factory.mktemp("real"))
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    cache = getattr(request.config, "cache", None)
+    place = cache.mkdir("smollm2") if cache else tmp_path_factory.mktemp("smollm2")
+    return Trained(smollm2.build(place), tmp_path_factory.mktemp("real"))
 
 
 def test_f32_merge_answers_as_peft_unmerged(trained: Trained, tmp_path: Path) -> None:

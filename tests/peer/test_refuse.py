@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 import adaptertools
 
-from . import zoo
 from .adapters import (
+    ATTENTION,
     Variant,
     build,
     causal,
@@ -128,7 +128,7 @@ def test_variants_no_merge_can_hold(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_peft_lets_pass(name: str, tmp_path: Path) -> None:
     edit, reason = BROKEN[name]
-    made = build("a", Variant("llama", lora(zoo.ATTENTION), edit=edit), tmp_path)
+    made = build("a", Variant("llama", lora(ATTENTION), edit=edit), tmp_path)
     check_refused(made.base, made.adapter, reason, tmp_path)
 
 
@@ -138,7 +138,7 @@ def test_grouped_convolution_has_no_exact_merge(tmp_path: Path) -> None:
 
 
 def test_base_of_other_shapes(tmp_path: Path) -> None:
-    made = trained(lora(zoo.ATTENTION), tmp_path)
+    made = trained(lora(ATTENTION), tmp_path)
     other = save_base("llama-square", "f32", tmp_path)
     check_refused(other, made.adapter, r"(?s)_proj.*(48|64)", tmp_path)
 

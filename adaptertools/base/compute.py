@@ -1,0 +1,137 @@
+"""Computing: one output tensor's values, block by block, from its source and its steps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from adaptertools.adapter.model import Replace
+from adaptertools.algebra.blocks import blocks
+from adaptertools.algebra.kernels import AddLowRank, Kernel, make_kernel
+from adaptertools.algebra.norms import low_rank_norm
+from adaptertools.algebra.precision import compute_dtype
+from adaptertools.algebra.rounding import COMPUTE
+from adaptertools.errors import MergeError
+from adaptertools.store.dtypes import nbytes, torch_dtype
+from adaptertools.store.read import read_into, read_tensor
+
+if TYPE_CHECKING:
+    from adaptertools.base.plan import TensorPlan
+
+
+class BlockReader:
+    """Reads row blocks of a tensor's source into one reused buffer; zeros where there is none."""
+
+    def __init__(self, tensor: TensorPlan) -> None:
+        self.tensor = tensor
+        self.descriptor = -1
+        self.buffer = bytearray()
+        self.whole: torch.Tensor | None = None
+
+    def __enter__(self) -> BlockReader:
+        source = self.tensor.source
+        if source is not None and source.plain:
+            self.descriptor = os.open(source.file, os.O_RDONLY)
+        elif source is not None:
+            self.whole = read_tensor(source).reshape(self.tensor.matrix)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Return rows [start, stop) in their stored dtype; valid until the next read."""
+        source, columns = self.tensor.source, self.tensor.matrix[1]
+        if self.whole is not None:
+            return self.whole[start:stop]
+        if source is None:
+            return torch.zeros((stop - start, columns), dtype=torch_dtype(self.tensor.dtype))
+        size = nbytes(source.dtype, (stop - start) * columns)
+        if len(self.buffer) < size:
+            self.buffer = bytearray(size)
+        view = memoryview(self.buffer)[:size]
+        read_into(
+            self.descriptor, view, source.offset + nbytes(source.dtype, start * columns), source
+        )
+        return torch.frombuffer(view, dtype=torch_dtype(source.dtype)).reshape(-1, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One tensor's kernels, loaded; `delta_norm` is ‖ΔW‖ where every step is low-rank."""
+
+    tensor: TensorPlan
+    compute: torch.dtype
+    kernels: tuple[Kernel, ...]
+    delta_norm: float | None
+    value: torch.Tensor | None
+
+    def apply(self, block: torch.Tensor, stored: torch.Tensor, row: int) -> None:
+        """Fill `block` with the new values of the rows from `row` on, unrounded."""
+        if self.value is not None:
+            block.copy_(self.value[row : row + block.shape[0]])
+            return
+        block.copy_(stored)
+        for number, kernel in enumerate(self.kernels):
+            kernel.apply(block, row, block if number == 0 else stored.to(block.dtype))
+
+
+def load_program(tensor: TensorPlan, compute_word: str) -> Program:
+    """Read the factors of a tensor's steps and prepare its kernels."""
+    compute = COMPUTE[compute_dtype(tensor.dtype, compute_word)]
+    if not torch_dtype(tensor.dtype).is_floating_point:
+        return Program(tensor, torch_dtype(tensor.dtype), (), None, _plain_value(tensor))
+    kernels = tuple(make_kernel(step, compute, tensor.matrix[1]) for step in tensor.steps)
+    norm = None
+    if tensor.steps and all(step.low_rank for step in tensor.steps):
+        norm = _delta_norm(kernels)
+    program = Program(tensor, compute, kernels, norm, None)
+    for kernel in kernels:
+        kernel.prepare(lambda: _originals(program))
+    return program
+
+
+def _plain_value(tensor: TensorPlan) -> torch.Tensor:
+    """Return the value of an integer tensor, which is only ever replaced or copied."""
+    update = tensor.steps[-1].update if tensor.steps else None
+    if isinstance(update, Replace):
+        return update.value.read().to(torch_dtype(tensor.dtype)).reshape(tensor.matrix)
+    assert tensor.source is not None
+    return read_tensor(tensor.source).reshape(tensor.matrix)
+
+
+def _delta_norm(kernels: tuple[Kernel, ...]) -> float:
+    return low_rank_norm(
+        (first, kernel.scale, left, right)
+        for kernel in kernels
+        if isinstance(kernel, AddLowRank)
+        for first, left, right in kernel.segments
+    )
+
+
+def _originals(program: Program) -> Iterator[tuple[int, torch.Tensor]]:
+    rows, columns = program.tensor.matrix
+    with BlockReader(program.tensor) as reader:
+        for start, stop in blocks(0, rows, columns):
+            yield start, reader.read(start, stop).to(program.compute, copy=True)
+
+
+def check_finite(tensor: TensorPlan, block: torch.Tensor) -> None:
+    """Raise `MergeError` (AT407) when values are not finite, or overflow the stored dtype."""
+    if not block.dtype.is_floating_point:
+        return
+    low, high = torch.aminmax(block)
+    limit = torch.finfo(torch_dtype(tensor.dtype)).max
+    if not (float(low) >= -limit and float(high) <= limit):
+        what = "not finite" if not bool(block.isfinite().all()) else f"too large for {tensor.dtype}"
+        raise MergeError(
+            "AT407",
+            f"the merged values are {what}",
+            key=tensor.name,
+            hint="check the base and the adapter for NaN, or choose a wider --dtype",
+        )

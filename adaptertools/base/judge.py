@@ -1,0 +1,159 @@
+"""Judging one tensor of a merge made by any tool, against what the merge should have made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from adaptertools.algebra.blocks import blocks
+from adaptertools.algebra.rounding import round_to
+from adaptertools.base.compute import BlockReader, Program, load_program
+from adaptertools.base.plan import TensorPlan
+from adaptertools.base.verify import Verdict
+from adaptertools.store.dtypes import torch_dtype
+from adaptertools.store.slot import Slot
+
+ENOUGH = 0.999
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(slots=True)
+class Tallies:
+    """Counts over a whole tensor: elements equal to each candidate, and the fit of a strength."""
+
+    elements: int = 0
+    exact: int = 0
+    twice: int = 0
+    base: int = 0
+    silent: int = 0
+    ulps: int = 0
+    ulps_twice: int = 0
+    across: float = 0.0
+    square: float = 0.0
+
+
+def judge(tensor: TensorPlan, made: Slot, compute_word: str) -> Verdict:
+    """Return the verdict on a touched tensor; `tensor` carries the dtype that OUT stores."""
+    with torch.inference_mode():
+        program = load_program(tensor, compute_word)
+        seen = _compare(program, made)
+        if verdict := _plain_verdict(tensor.name, seen):
+            return verdict
+        strength = seen.across / seen.square if seen.square else 0.0
+        for digits in (1, 2, 3):
+            tried = float(f"{strength:.{digits}g}")
+            share = _share_at(program, made, tried)
+            if share >= 0.99:
+                return Verdict(tensor.name, "other-strength", share, strength=tried)
+    return Verdict(
+        tensor.name,
+        "changed",
+        seen.exact / seen.elements,
+        seen.ulps,
+        detail=f"no strength explains it (the nearest is {strength:.3g})",
+    )
+
+
+def _plain_verdict(name: str, seen: Tallies) -> Verdict | None:
+    if not seen.elements:
+        return Verdict(name, "exact", 1.0, 0)
+    share, twice = seen.exact / seen.elements, seen.twice / seen.elements
+    if seen.silent == seen.elements:
+        same = seen.exact == seen.elements
+        detail = "the stored dtype cannot show so small a change"
+        return Verdict(name, "undecidable" if same else "changed", share, seen.ulps, detail=detail)
+    if seen.base == seen.elements:
+        return Verdict(name, "not-applied", share, seen.ulps, detail="equal to the base")
+    if seen.exact == seen.elements or (share >= ENOUGH and seen.ulps <= 1):
+        return Verdict(name, "exact", share, seen.ulps)
+    if twice >= ENOUGH and seen.ulps_twice <= 1:
+        return Verdict(name, "two-roundings", share, seen.ulps)
+    return None
+
+
+def _compare(program: Program, made: Slot) -> Tallies:
+    """Stream a tensor once, comparing OUT with the exact, twice rounded and unmerged values."""
+    tensor, seen = program.tensor, Tallies()
+    rows, columns = tensor.matrix
+    target = replace(tensor, source=made, steps=())
+    dtype = torch_dtype(tensor.dtype)
+    with BlockReader(tensor) as reader, BlockReader(target) as reader_made:
+        for start, stop in blocks(0, rows, columns):
+            found = reader_made.read(start, stop)
+            stored = reader.read(start, stop)
+            block = torch.empty(stored.shape, dtype=program.compute)
+            program.apply(block, stored, start)
+            _count(seen, block, stored.to(block.dtype), found, dtype)
+    return seen
+
+
+def _count(
+    seen: Tallies, block: torch.Tensor, base: torch.Tensor, found: torch.Tensor, dtype: torch.dtype
+) -> None:
+    exact, twice, plain = (torch.empty_like(block, dtype=dtype) for _ in range(3))
+    delta = block - base
+    round_to(exact, block)
+    round_to(plain, base)
+    round_to(twice, delta)
+    round_to(twice, base + twice.to(base.dtype))
+    seen.elements += found.numel()
+    seen.exact += int((found == exact).sum())
+    seen.twice += int((found == twice).sum())
+    seen.base += int((found == plain).sum())
+    seen.silent += int((exact == plain).sum())
+    seen.ulps = max(seen.ulps, _ulps(found, exact))
+    seen.ulps_twice = max(seen.ulps_twice, _ulps(found, twice))
+    moved = found.double() - base.double()
+    seen.across += float((moved * delta.double()).sum())
+    seen.square += float(delta.double().square().sum())
+
+
+def _ulps(one: torch.Tensor, other: torch.Tensor) -> int:
+    """Return the largest distance in units in the last place, on the bit patterns."""
+    if not one.numel() or torch.equal(one, other):
+        return 0
+    word = _WORDS[one.element_size()]
+    ordered = []
+    for tensor in (one, other):
+        bits = tensor.contiguous().view(word).double()
+        low = float(torch.iinfo(word).min)
+        ordered.append(torch.where(bits < 0, low - bits, bits))
+    return int((ordered[0] - ordered[1]).abs().max())
+
+
+def _share_at(program: Program, made: Slot, strength: float) -> float:
+    """Return the share of elements within one ulp of W + strength·ΔW."""
+    tensor = program.tensor
+    rows, columns = tensor.matrix
+    near = total = 0
+    with BlockReader(tensor) as reader, BlockReader(replace(tensor, source=made)) as reader_made:
+        for start, stop in blocks(0, rows, columns):
+            found, stored = reader_made.read(start, stop), reader.read(start, stop)
+            block = torch.empty(stored.shape, dtype=program.compute)
+            program.apply(block, stored, start)
+            base = stored.to(block.dtype)
+            wanted = torch.empty_like(block, dtype=found.dtype)
+            round_to(wanted, base + strength * (block - base))
+            step = torch.finfo(found.dtype).eps * wanted.double().abs()
+            near += int(((found.double() - wanted.double()).abs() <= step).sum())
+            total += found.numel()
+    return near / max(1, total)
+
+
+def judge_untouched(tensor: TensorPlan, made: Slot) -> Verdict:
+    """Return the verdict on a tensor that no update touches: the base's values, or not."""
+    planned = replace(tensor, dtype=made.dtype)
+    rows, columns = tensor.matrix
+    with BlockReader(planned) as reader, BlockReader(replace(planned, source=made)) as reader_made:
+        for start, stop in blocks(0, rows, columns):
+            found, stored = reader_made.read(start, stop), reader.read(start, stop)
+            if stored.dtype != found.dtype:
+                stored = stored.to(found.dtype)
+            elif torch.equal(stored.view(torch.uint8), found.view(torch.uint8)):
+                continue
+            if not torch.equal(stored, found):
+                return Verdict(
+                    tensor.name, "changed", detail="no update touches it, yet it differs"
+                )
+    return Verdict(tensor.name, "untouched")

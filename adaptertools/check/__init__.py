@@ -1,0 +1,1 @@
+"""Looking without touching: what a file is, and everything that is wrong with it."""

@@ -1,0 +1,163 @@
+"""Inspecting: what is this adapter or checkpoint? From headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adaptertools.adapter.model import Adapter, LowRank, Scaling, Update, factors
+from adaptertools.base.checkpoint import Checkpoint, open_base
+from adaptertools.errors import AdapterError, Finding, FormatError
+from adaptertools.formats.opening import open_adapter
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """One update: its target, kind, rank, scale, and the shape it acts on."""
+
+    name: str
+    kind: str
+    rank: int | None
+    scale: float | None
+    shape: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "rank": self.rank,
+            "scale": self.scale,
+            "shape": list(self.shape),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """What an adapter is."""
+
+    adapter: Adapter
+    targets: tuple[TargetInfo, ...]
+    dtypes: dict[str, int]
+    bytes: int
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        return dict(sorted(Counter(t.rank for t in self.targets if t.rank is not None).items()))
+
+    @property
+    def scales(self) -> list[float]:
+        return sorted({t.scale for t in self.targets if t.scale is not None})
+
+    @property
+    def alphas(self) -> list[float]:
+        updates = self.adapter.updates
+        return sorted({u.alpha for u in updates if isinstance(u, LowRank) and u.alpha is not None})
+
+    def to_json(self) -> dict[str, Any]:
+        adapter, ranks, scales = self.adapter, self.ranks, self.scales
+        return {
+            "kind": "adapter",
+            "path": adapter.path,
+            "format": adapter.format,
+            "method": adapter.method,
+            "base_model": adapter.base_model,
+            "base_revision": adapter.base_revision,
+            "rank": next(iter(ranks)) if len(ranks) == 1 else None,
+            "ranks": {str(rank): count for rank, count in ranks.items()},
+            "scale": scales[0] if len(scales) == 1 else None,
+            "scales": scales,
+            "targets": [t.to_json() for t in self.targets],
+            "dtypes": self.dtypes,
+            "bytes": self.bytes,
+            "keys": adapter.keys,
+            "unmatched": list(adapter.unmatched),
+            "evidence": list(adapter.evidence),
+            "findings": [f.to_json() for f in adapter.findings],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class BaseInfo:
+    """What a base checkpoint is."""
+
+    base: Checkpoint
+    dtypes: dict[str, int]
+    parameters: int
+    bytes: int
+    findings: tuple[Finding, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        base = self.base
+        return {
+            "kind": "base",
+            "path": str(base.root),
+            "format": "safetensors" if base.shards[0].header else "torch",
+            "family": base.family.id if base.family else None,
+            "model_type": base.config.get("model_type"),
+            "shards": len(base.shards),
+            "tensors": len(base.slots),
+            "parameters": self.parameters,
+            "dtypes": self.dtypes,
+            "bytes": self.bytes,
+            "findings": [f.to_json() for f in self.findings],
+        }
+
+
+def inspect(ref: str | Path, *, specs: Sequence[str | Path] = ()) -> AdapterInfo | BaseInfo:
+    """Say what `ref` is, an adapter or a base checkpoint; raises `AdapterError` when neither."""
+    path = Path(ref)
+    if path.is_dir() and _is_base(path):
+        return _base_info(open_base(path))
+    try:
+        return adapter_info(open_adapter(path, specs=[Path(s) for s in specs]))
+    except FormatError as error:
+        if path.is_file() and error.code == "AT201":
+            return _base_info(open_base(path))
+        raise
+
+
+def _is_base(path: Path) -> bool:
+    if (path / "adapter_config.json").is_file():
+        return False
+    names = ("model.safetensors", "pytorch_model.bin")
+    return any((path / f"{name}{end}").is_file() for name in names for end in ("", ".index.json"))
+
+
+def adapter_info(adapter: Adapter) -> AdapterInfo:
+    """Summarise an opened adapter."""
+    used = [factor for update in adapter.updates for factor in factors(update)]
+    dtypes = dict(sorted(Counter(factor.dtype for factor in used).items()))
+    targets = tuple(_target(update) for update in adapter.updates)
+    return AdapterInfo(adapter, targets, dtypes, sum(factor.size for factor in used))
+
+
+def _target(update: Update) -> TargetInfo:
+    name = update.target.name
+    if isinstance(update, LowRank):
+        kind = "dora" if update.magnitude is not None else update.kind
+        lead = () if update.experts is None else (update.experts,)
+        at = len(lead)
+        shape = (*lead, update.up.shape[at], *update.down.shape[at + 1 :])
+        return TargetInfo(name, kind, update.rank, update.scale, shape)
+    if isinstance(update, Scaling):
+        return TargetInfo(name, f"scaling:{update.axis}", None, None, update.vector.shape)
+    first = next(factors(update))
+    return TargetInfo(name, update.kind, None, None, first.shape)
+
+
+def _base_info(base: Checkpoint) -> BaseInfo:
+    from adaptertools.base.quantised import refuse_quantised
+
+    findings = []
+    try:
+        refuse_quantised(base)
+    except AdapterError as error:
+        findings.append(Finding(error.code, "warning", error.message, error.where, hint=error.hint))
+    slots: Iterable[Any] = base.slots.values()
+    dtypes = dict(sorted(Counter(slot.dtype for slot in slots).items()))
+    parameters = sum(slot.elements for slot in base.slots.values())
+    size = sum(slot.bytes_needed for slot in base.slots.values())
+    return BaseInfo(base, dtypes, parameters, size, tuple(findings))

@@ -1,0 +1,76 @@
+"""`adaptertools formats`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adaptertools.cli.options import examples, output_options, spec_option
+from adaptertools.cli.output import Output, table
+from adaptertools.formats.registry import all_formats, get_format
+from adaptertools.formats.spec import FormatSpec
+
+
+@click.command("formats", epilog=examples("formats", "formats peft-lora"))
+@click.argument("name", required=False)
+@spec_option
+@output_options
+def command(name: str | None, specs: tuple[Path, ...], as_json: bool, quiet: bool) -> None:
+    """List the supported formats with what each can hold, or show one spec."""
+    out = Output(json=as_json, quiet=quiet)
+    if name is not None:
+        spec = get_format(name, specs)
+        out.result(document(spec), spec_lines(spec), spec.id)
+        return
+    known = all_formats(specs)
+    rows = [("format", "method", "holds", "what")]
+    rows += [
+        (s.id, s.method, ", ".join(k for k, v in s.limits.items() if v), s.title) for s in known
+    ]
+    out.result([document(s) for s in known], table(rows), "\n".join(s.id for s in known))
+
+
+def document(spec: FormatSpec) -> dict[str, Any]:
+    """Return a spec as JSON-ready facts."""
+    return {
+        "id": spec.id,
+        "title": spec.title,
+        "method": spec.method,
+        "files": list(spec.weights),
+        "config": spec.config,
+        "limits": dict(spec.limits),
+        "tensors": [
+            {
+                "update": update.kind,
+                "role": role.name,
+                "keys": [template.text for template in role.templates],
+                "dims": [dims.text for dims in role.dims],
+            }
+            for _, update, role in spec.roles()
+        ],
+        "refuses": {refusal.field: refusal.why for refusal in spec.refusals},
+        "source": spec.source,
+    }
+
+
+def spec_lines(spec: FormatSpec) -> Iterator[str]:
+    """Yield the human form of a spec."""
+    yield f"{spec.id}: {spec.title}"
+    yield f"  files    {', '.join(spec.weights)}" + (f" with {spec.config}" if spec.config else "")
+    yield "  tensors"
+    rows = [
+        (
+            f"    {update.kind}",
+            role.name,
+            role.templates[0].text,
+            " | ".join(d.text for d in role.dims),
+        )
+        for _, update, role in spec.roles()
+    ]
+    yield from table(rows)
+    yield f"  holds    {', '.join(k for k, v in spec.limits.items() if v)}"
+    for refusal in spec.refusals:
+        yield f"  refuses  {refusal.field}: {refusal.why}"

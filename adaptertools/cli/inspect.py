@@ -1,0 +1,91 @@
+"""`adaptertools inspect`."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from adaptertools.check.inspecting import AdapterInfo, BaseInfo, inspect
+from adaptertools.cli.options import PATH, examples, output_options, spec_option
+from adaptertools.cli.output import Output, finding_lines, human_bytes, table
+
+
+@click.command(
+    "inspect",
+    epilog=examples(
+        "inspect ./adapter", "inspect ./base", "inspect ./adapter --json", "inspect -v ./adapter"
+    ),
+)
+@click.argument("ref", type=PATH)
+@click.option("-v", "--verbose", is_flag=True, help="List every target.")
+@spec_option
+@output_options
+def command(ref: str, verbose: bool, specs: tuple[Path, ...], as_json: bool, quiet: bool) -> None:
+    """Say what an adapter or a checkpoint is: format and evidence, method, targets, ranks, size.
+
+    Only headers are read.
+    """
+    out = Output(json=as_json, quiet=quiet)
+    info = inspect(ref, specs=specs)
+    if isinstance(info, BaseInfo):
+        out.result(
+            info.to_json(), base_lines(info), info.base.family.id if info.base.family else "base"
+        )
+        return
+    out.result(info.to_json(), adapter_lines(info, verbose), info.adapter.format)
+    if info.adapter.errors:
+        sys.exit(1)
+
+
+def adapter_lines(info: AdapterInfo, verbose: bool) -> Iterator[str]:
+    """Yield the human form of an adapter."""
+    adapter = info.adapter
+    yield f"{adapter.path}  {adapter.format}"
+    yield f"  evidence  {'; '.join(adapter.evidence)}"
+    yield f"  base      {adapter.base_model or 'not named'}"
+    yield f"  targets   {len(info.targets)}: {_modules(info)}"
+    if info.ranks:
+        ranks = ", ".join(f"{rank} (×{count})" for rank, count in info.ranks.items())
+        yield f"  rank      {next(iter(info.ranks)) if len(info.ranks) == 1 else ranks}"
+        alphas = ", ".join(f"{alpha:g}" for alpha in info.alphas)
+        yield f"  scale     {', '.join(f'{scale:.6g}' for scale in info.scales)}  (alpha {alphas})"
+    dtypes = ", ".join(f"{name} ×{count}" for name, count in info.dtypes.items())
+    yield f"  tensors   {adapter.keys}: {dtypes}, {human_bytes(info.bytes)}"
+    if verbose:
+        yield from _target_table(info)
+    for finding in adapter.findings:
+        yield from finding_lines(finding)
+
+
+def _modules(info: AdapterInfo) -> str:
+    counts = Counter(
+        target.name.removesuffix(".weight").rsplit(".", 1)[-1] for target in info.targets
+    )
+    return ", ".join(f"{name} ×{count}" for name, count in counts.items())
+
+
+def _target_table(info: AdapterInfo) -> list[str]:
+    rows = [("  target", "kind", "rank", "scale", "shape")]
+    for target in info.targets:
+        rank = "" if target.rank is None else str(target.rank)
+        scale = "" if target.scale is None else f"{target.scale:.6g}"
+        shape = "×".join(map(str, target.shape))
+        rows.append((f"  {target.name}", target.kind, rank, scale, shape))
+    return table(rows)
+
+
+def base_lines(info: BaseInfo) -> Iterator[str]:
+    """Yield the human form of a base checkpoint."""
+    base = info.base
+    family = base.family.title if base.family else base.config.get("model_type") or "unknown family"
+    yield f"{base.root}  base checkpoint, {family}"
+    yield f"  tensors     {len(base.slots)} in {len(base.shards)} file(s)"
+    yield f"  parameters  {info.parameters:,}"
+    dtypes = ", ".join(f"{name} ×{count}" for name, count in info.dtypes.items())
+    yield f"  dtype       {dtypes}, {human_bytes(info.bytes)}"
+    for finding in info.findings:
+        yield from finding_lines(finding)

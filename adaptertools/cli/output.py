@@ -1,0 +1,125 @@
+"""One output object: results on stdout, everything else on stderr, in words or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from adaptertools.errors import AdapterError, Finding, printable
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+LINE_EVERY = 30.0
+
+
+def human_bytes(size: float) -> str:
+    """Return a size in decimal units.
+
+    >>> human_bytes(84_000_000)
+    '84.0 MB'
+    """
+    for unit in _UNITS[:-1]:
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} {_UNITS[-1]}"
+
+
+class Output:
+    """Prints for one command; `json` gives one document on stdout, `quiet` only the result."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self.json, self.quiet = json, quiet
+
+    def result(self, document: Any, lines: Iterable[str], brief: str = "") -> None:
+        """Print the result: the document with --json, `brief` with --quiet, else the lines."""
+        if self.json:
+            print(json.dumps(document, indent=2))
+        elif self.quiet:
+            if brief:
+                print(printable(brief))
+        else:
+            for line in lines:
+                print(_safe(line))
+
+    def note(self, text: str) -> None:
+        """Print a remark for people on stderr."""
+        if not self.quiet and not self.json:
+            print(_safe(text), file=sys.stderr)
+
+    def findings(self, findings: Iterable[Finding]) -> None:
+        """Print findings as remarks on stderr."""
+        for finding in findings:
+            for line in finding_lines(finding):
+                self.note(line)
+
+    def error(self, error: AdapterError) -> None:
+        """Print an error: on stdout with --json, else on stderr in one sentence and a hint."""
+        if self.json:
+            print(json.dumps({"error": error.to_json()}, indent=2))
+            return
+        print(f"error {error.code}: {error}", file=sys.stderr)
+        others = [f for f in getattr(error, "findings", ()) if f.severity == "error"][1:6]
+        for finding in others:
+            print(f"  also {finding.id}: {finding}", file=sys.stderr)
+        if error.hint:
+            print(f"  hint: {printable(error.hint)}", file=sys.stderr)
+
+    @contextmanager
+    def progress(self, what: str) -> Any:
+        """Yield a callable (done, total): a bar on a terminal, else a line every 30 seconds."""
+        if self.quiet or self.json:
+            yield lambda done, total: None
+        elif sys.stderr.isatty():
+            with _bar(what) as update:
+                yield update
+        else:
+            yield _lines(what)
+
+
+@contextmanager
+def _bar(what: str) -> Any:
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit="B", unit_scale=True, leave=False, delay=1.0) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def _lines(what: str) -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_EVERY:
+            last = now
+            print(f"{what}: {human_bytes(done)} of {human_bytes(total)}", file=sys.stderr)
+
+    return update
+
+
+def _safe(line: str) -> str:
+    return "\n".join(printable(part) for part in line.split("\n"))
+
+
+def finding_lines(finding: Finding) -> list[str]:
+    """Return a finding as one line, and its next step as a second."""
+    lines = [f"{finding.severity:<7} {finding.id}  {finding}"]
+    return [*lines, f"        fix: {finding.hint}"] if finding.hint else lines
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines with padded columns."""
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))] if rows else []
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

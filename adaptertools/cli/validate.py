@@ -1,0 +1,51 @@
+"""`adaptertools validate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from adaptertools.check.validating import validate
+from adaptertools.cli.options import PATH, examples, output_options, spec_option
+from adaptertools.cli.output import Output, finding_lines
+
+
+@click.command(
+    "validate", epilog=examples("validate ./adapter", "validate ./adapter --base ./base")
+)
+@click.argument("ref", type=PATH)
+@click.option("--base", type=PATH, help="Check that it fits this base checkpoint too.")
+@click.option(
+    "--residual-base", is_flag=True, help="The base is the residual one of a PiSSA-like init."
+)
+@spec_option
+@output_options
+def command(
+    ref: str,
+    base: str | None,
+    residual_base: bool,
+    specs: tuple[Path, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Report everything that is wrong with an adapter; exit 1 when there are errors.
+
+    Keys, shapes, ranks, config types, NaN and Inf; with --base also names and sizes. Nothing stops
+    at the first fault.
+    """
+    out = Output(json=as_json, quiet=quiet)
+    report = validate(ref, base, residual_base=residual_base, specs=specs)
+    lines = [line for finding in report.findings for line in finding_lines(finding)]
+    counts = ", ".join(
+        f"{n} {severity}{'s' if n != 1 else ''}"
+        for severity in ("error", "warning")
+        if (n := report.count(severity))
+    )
+    lines.append(
+        f"{ref}: {counts or 'no faults found'}" + (f"  ({report.format})" if report.format else "")
+    )
+    out.result(report.to_json(), lines, "ok" if report.ok else "failed")
+    if not report.ok:
+        sys.exit(1)

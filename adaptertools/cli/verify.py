@@ -1,0 +1,62 @@
+"""`adaptertools verify`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from adaptertools.base.verify import FINE, Verification, verify
+from adaptertools.cli.options import PATH, examples, output_options, spec_option
+from adaptertools.cli.output import Output, finding_lines
+
+
+@click.command(
+    "verify",
+    epilog=examples(
+        "verify ./merged", "verify ./merged --base ./base --adapter ./style=0.8 --adapter ./task"
+    ),
+)
+@click.argument("out", type=PATH)
+@click.option("--base", type=PATH, help="The base it was merged into.")
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="ADAPTER[=WEIGHT]", help="Repeatable, in order."
+)
+@spec_option
+@output_options
+def command(
+    out: str,
+    base: str | None,
+    adapters: tuple[str, ...],
+    specs: tuple[Path, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Check that OUT holds this merge, tensor by tensor; exit 1 when it does not.
+
+    By default the inputs are those of the receipt in OUT. With --base and --adapter it judges a
+    merge made by any tool.
+    """
+    printer = Output(json=as_json, quiet=quiet)
+    found = verify(out, base, list(adapters), specs=specs)
+    printer.result(found.to_json(), lines(found), "ok" if found.ok else "failed")
+    if not found.ok:
+        sys.exit(1)
+
+
+def lines(found: Verification) -> Iterator[str]:
+    """Yield the human form of a verification."""
+    for verdict in (*found.targets, *found.others):
+        if verdict.verdict in FINE:
+            continue
+        strength = f" ({verdict.strength:g})" if verdict.strength is not None else ""
+        detail = f"  {verdict.detail}" if verdict.detail else ""
+        yield f"{verdict.verdict}{strength:<10}  {verdict.name}{detail}"
+    for finding in found.findings:
+        yield from finding_lines(finding)
+    kinds = dict.fromkeys(v.verdict for v in (*found.targets, *found.others))
+    counts = ", ".join(f"{found.count(kind)} {kind}" for kind in kinds)
+    yield f"{found.out}: {counts}"
+    yield "verified" if found.ok else "not verified"
