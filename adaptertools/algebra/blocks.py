@@ -21,7 +21,7 @@ def blocks(start: int, stop: int, columns: int) -> Iterator[tuple[int, int]]:
 
 
 def chunks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Yield the (start, stop) rows of each chunk of whole blocks: the unit of work and of resume."""
+    """Yield the (start, stop) rows of each chunk of whole blocks: one unit of work."""
     step = block_rows(columns) * CHUNK_BLOCKS
     for row in range(0, rows, step):
         yield row, min(row + step, rows)

@@ -36,7 +36,7 @@ class _Plain:
 
 
 def segments(step: Step, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield (first matrix row, left [rows, rank], right [rank, columns]) with ΔW = scale·left@right."""
+    """Yield (first matrix row, left [rows, rank], right [rank, columns]): ΔW = scale·left@right."""
     update = step.update
     assert isinstance(update, LowRank)
     down, up = update.down.read().to(dtype), update.up.read().to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -24,4 +25,4 @@ def low_rank_norm(
     for lefts, rights in stacks.values():
         left, right = torch.cat(lefts, 1), torch.cat(rights, 0)
         total += float(((left.T @ left) * (right @ right.T)).sum())
-    return max(total, 0.0) ** 0.5
+    return math.sqrt(max(total, 0.0))

@@ -45,8 +45,8 @@ class Step:
         if isinstance(update, LowRank):
             return self._low_rank_formula(update, symbol)
         if isinstance(update, Scaling):
-            scaled = f"{symbol} ⊙ l" if update.axis == "out" else f"{symbol} ⊙ lᵀ"
-            return scaled if self.weight == 1 else f"({symbol} + {factor}({scaled} - {symbol}))"
+            vector = "l" if update.axis == "out" else "lᵀ"
+            return f"{symbol} ⊙ {vector if self.weight == 1 else f'(1 + {factor}({vector} - 1))'}"
         if isinstance(update, Dense):
             return f"{symbol} + {factor}diff"
         noun = "rows" if isinstance(update, Rows) else "value"

@@ -111,7 +111,7 @@ def _checkpoint(
     if absent:
         raise SourceError(
             "AT134",
-            f"the index puts this tensor in {(weight_map or {})[absent[0]]}, which does not hold it",
+            f"the index puts it in {(weight_map or {})[absent[0]]}, which does not hold it",
             file=root,
             key=absent[0],
         )

@@ -1,4 +1,4 @@
-"""The files beside the weights: config, tokenizer, templates, licence; what stays behind, and why."""
+"""The files beside the weights: config, tokenizer, templates, licence; and what stays behind."""
 
 from __future__ import annotations
 

@@ -45,7 +45,11 @@ def judge(tensor: TensorPlan, made: Slot, compute_word: str) -> Verdict:
             tried = float(f"{strength:.{digits}g}")
             share = _share_at(program, made, tried)
             if share >= 0.99:
-                return Verdict(tensor.name, "other-strength", share, strength=tried)
+                asked = tensor.steps[0].weight if len(tensor.steps) == 1 else 1.0
+                detail = f"applied at {tried:g} times the weight given"
+                return Verdict(
+                    tensor.name, "other-strength", share, strength=tried * asked, detail=detail
+                )
     return Verdict(
         tensor.name,
         "changed",

@@ -27,10 +27,8 @@ def choose_layout(
         raise _mismatch(base, update, place, shape)
     if len(fitting) == 1:
         return fitting[0]
-    expected = (
-        base.family.expected(place.tensor.rpartition(".")[0], base.sizes) if base.family else None
-    )
-    transposed = expected.layout == "in out" if expected else _is_transposed(base, update)
+    expected = base.family.expected(place.tensor, base.sizes) if base.family else None
+    transposed = expected.layout.endswith("in out") if expected else _is_transposed(base, update)
     return next(t for t in fitting if t.endswith("in out") == transposed)
 
 

@@ -235,7 +235,7 @@ class Merge:
                 "AT406",
                 "nothing changed: the output would equal the base",
                 file=plan.adapters[0][0].path,
-                hint="the adapter is all zeros, or too small for the base's dtype (try --dtype f32)",
+                hint="the adapter is all zeros, or too small for this dtype (try --dtype f32)",
             )
 
     def _publish(self, plan: MergePlan, journal: Journal, made: dict[str, Any]) -> None:
@@ -311,8 +311,8 @@ def merge(
 
     `base` is a Hugging Face directory or a `.safetensors` file, `adapters` one path, or several
     paths, `path=weight` strings or (path, weight) pairs, applied in order. Options: `dtype`,
-    `compute_dtype`, `jobs`, `overwrite`, `shard_size`, `residual_base`, `hash`, `sync`, `with_code`,
-    `specs`. Raises `AdapterError`; after any error nothing is left at `out` or beside it.
+    `compute_dtype`, `jobs`, `overwrite`, `shard_size`, `residual_base`, `hash`, `sync`,
+    `with_code`, `specs`. Raises `AdapterError`; after any error nothing is left at `out` or beside it.
     """
     job = Merge(
         Path(base), as_pairs(adapters), Path(out), make_options(**options), progress or _silent

@@ -121,9 +121,9 @@ def as_pairs(adapters: AdapterRef | Sequence[AdapterRef]) -> list[tuple[Path, fl
     elif (
         isinstance(adapters, tuple) and len(adapters) == 2 and isinstance(adapters[1], int | float)
     ):
-        many = [(adapters[0], float(adapters[1]))]  # type: ignore[list-item]
+        many = [(adapters[0], float(adapters[1]))]
     else:
-        many = list(adapters)  # type: ignore[arg-type]
+        many = list(adapters)
     pairs = []
     for item in many:
         if isinstance(item, tuple):

@@ -21,7 +21,7 @@ def lay_out(
     shard_size: int | None,
     file_name: str | None,
 ) -> tuple[OutputFile, ...]:
-    """Return the weight files to write; a shard whose tensors all keep their shape keeps its header."""
+    """Return the weight files to write; a shard of unchanged shapes keeps its header."""
     if shard_size is not None and not base.is_file:
         return _resharded(base, tensors, added, shard_size)
     names = _names(base, file_name)

@@ -122,9 +122,11 @@ class Planner:
         for place in self._places(adapter, update):
             self._place_at(update, weight, place)
             pair = self.pair
-            if self.choice.untie and pair and place.tensor == pair.embedding:
-                if tied.is_shared(update, adapter) and not self._replaces_head(adapter):
-                    self._place_at(update, weight, Place(pair.head))
+            on_embedding = pair is not None and place.tensor == pair.embedding
+            if pair is None or not self.choice.untie or not on_embedding:
+                continue
+            if tied.is_shared(update, adapter) and not self._replaces_head(adapter):
+                self._place_at(update, weight, Place(pair.head))
 
     def _replaces_head(self, adapter: Adapter) -> bool:
         assert self.pair is not None

@@ -65,7 +65,7 @@ class TiedChoice:
 
 
 def choose(pair: TiedPair, adapters: Iterable[Adapter], lands_on: dict[int, str]) -> TiedChoice:
-    """Decide from the updates that land on the pair; `lands_on` maps id(update) to a tensor name."""
+    """Decide from the updates on the pair; `lands_on` maps id(update) to a tensor name."""
     one_sided = duplicated = False
     for adapter in adapters:
         own = [u for u in adapter.updates if not is_shared(u, adapter)]

@@ -178,7 +178,8 @@ def _judge_all(
 ) -> tuple[tuple[Verdict, ...], tuple[Verdict, ...]]:
     from adaptertools.base.judge import judge, judge_untouched
 
-    targets, others = [], []
+    targets: list[Verdict] = []
+    others: list[Verdict] = []
     planned = {tensor.name: tensor for tensor in plan.tensors}
     for name, tensor in planned.items():
         slot = made.slots.get(name)

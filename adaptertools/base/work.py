@@ -1,4 +1,4 @@
-"""Tasks and what they need: names and byte ranges only, never tensors, so any engine can run them."""
+"""Tasks: names and byte ranges only, never tensors, so any engine can run them."""
 
 from __future__ import annotations
 

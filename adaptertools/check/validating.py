@@ -50,7 +50,7 @@ def validate(
     residual_base: bool = False,
     specs: Sequence[str | Path] = (),
 ) -> Report:
-    """Return every finding about the adapter or checkpoint `ref`; with `base`, whether it fits it."""
+    """Return every finding about an adapter or checkpoint; with `base`, whether it fits that."""
     accept = ("residual_base",) if residual_base else ()
     extra = tuple(Path(spec) for spec in specs)
     try:

@@ -35,7 +35,7 @@ def command(as_json: bool, quiet: bool) -> None:
         "schemas": str(schemas.root()),
         **{name: _version(name) for name in PACKAGES},
     }
-    lines = table([(name, value) for name, value in facts.items()])
+    lines = table(list(facts.items()))
     Output(json=as_json, quiet=quiet).result(facts, lines, facts["adaptertools"])
 
 

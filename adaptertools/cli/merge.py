@@ -95,7 +95,8 @@ def plan_lines(plan: MergePlan, jobs: int) -> Iterator[str]:
     yield f"{len(plan.touched)} of {len(plan.tensors)} tensors change, by {plan.targets} updates"
     yield f"  copied    {human_bytes(plan.copied_bytes)}"
     yield f"  computed  {human_bytes(plan.computed_bytes)}"
-    yield f"  output    {human_bytes(plan.output_bytes)} in {len(plan.files) + len(plan.companions)} files"
+    files = len(plan.files) + len(plan.companions)
+    yield f"  output    {human_bytes(plan.output_bytes)} in {files} files"
     yield f"  memory    {human_bytes(plan.peak_bytes(jobs))} over what torch takes"
     for name, value in plan.config_changes.items():
         yield f"  config    {name} = {value}"

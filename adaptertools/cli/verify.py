@@ -51,9 +51,8 @@ def lines(found: Verification) -> Iterator[str]:
     for verdict in (*found.targets, *found.others):
         if verdict.verdict in FINE:
             continue
-        strength = f" ({verdict.strength:g})" if verdict.strength is not None else ""
         detail = f"  {verdict.detail}" if verdict.detail else ""
-        yield f"{verdict.verdict}{strength:<10}  {verdict.name}{detail}"
+        yield f"{verdict.verdict:<14}  {verdict.name}{detail}"
     for finding in found.findings:
         yield from finding_lines(finding)
     kinds = dict.fromkeys(v.verdict for v in (*found.targets, *found.others))

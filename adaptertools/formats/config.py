@@ -19,13 +19,14 @@ def config_findings(adapter: Adapter) -> list[Finding]:
 
     file = adapter.files[-1]
     validator = jsonschema.Draft202012Validator(schemas.json_schema(adapter.config_schema))
-    found = [_finding(file, e.json_path, e.message) for e in validator.iter_errors(adapter.config)]
-    found += [
-        _finding(file, path, f"{value} is not a finite number")
+    faults = {
+        path: f"{value} is not a finite number"
         for path, value in _numbers(adapter.config, "$")
         if not math.isfinite(value)
-    ]
-    return found
+    }
+    for error in validator.iter_errors(adapter.config):
+        faults.setdefault(error.json_path, error.message)
+    return [_finding(file, path, message) for path, message in faults.items()]
 
 
 def _finding(file: str, path: str, message: str) -> Finding:

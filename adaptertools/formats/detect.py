@@ -49,7 +49,7 @@ def detect(
     config: Mapping[str, Any],
     keys: Iterable[str],
 ) -> Guess:
-    """Return the one best guess; raises `FormatError`: AT201 unknown, AT202 a tie, AT203 refused."""
+    """Return the best guess; raises `FormatError`: AT201 unknown, AT202 a tie, AT203 refused."""
     _refuse_by_name(path, config)
     keys = list(keys)
     guesses = sorted((score(s, file, config, keys) for s in specs), key=lambda g: -g.score)

@@ -11,7 +11,7 @@ from adaptertools.adapter.model import Adapter, LowRank, Update
 from adaptertools.errors import Finding, FormatError, Severity, Where
 from adaptertools.formats.build import BUILDERS, Builder
 from adaptertools.formats.group import Group, Grouping
-from adaptertools.formats.rates import Rate, Rates
+from adaptertools.formats.rates import Rates
 from adaptertools.formats.spec import FormatSpec, Refusal
 from adaptertools.store.slot import Slot
 

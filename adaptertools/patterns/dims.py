@@ -165,19 +165,24 @@ class _Reader:
 
     def _group(self) -> tuple[str, ...]:
         names: list[str] = []
-        while self.tokens and (token := self.tokens.pop(0)) != ")":
+        while (token := self._next()) != ")":
             names.append(self._name(token))
         if not names:
-            raise SpecError("AT293", f"dims {self.text!r}: empty or unclosed '('")
+            raise SpecError("AT293", f"dims {self.text!r}: empty '()'")
         return tuple(names)
+
+    def _next(self) -> str:
+        if not self.tokens:
+            raise SpecError("AT293", f"dims {self.text!r}: a bracket is never closed")
+        return self.tokens.pop(0)
 
     def _parts(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         parts: list[tuple[str, tuple[str, ...]]] = []
-        while self.tokens and (token := self.tokens.pop(0)) != "]":
+        while (token := self._next()) != "]":
             if not token.endswith(":"):
                 parts.append((self._name(token), (token,)))
                 continue
-            after = self.tokens.pop(0) if self.tokens else ""
+            after = self._next()
             parts.append((token[:-1], self._group() if after == "(" else (self._name(after),)))
         return tuple(parts)
 

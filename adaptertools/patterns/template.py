@@ -1,4 +1,4 @@
-"""Key templates: `base_model.model.{module}.lora_A[.{adapter}].weight`, read and written from one text.
+"""Key templates such as `{module}.lora_A[.{adapter}].weight`, read and written from one text.
 
 A template is literals, `{field}`s and `[optional]` parts. `{module}`, `{rest}` and `{path}` match a
 dotted path, `{adapter}` and `{param}` one segment, every other field a decimal index. Compiled once
@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 from adaptertools.errors import SpecError
 
@@ -56,7 +57,7 @@ class Template:
         return {name: value for name, value in found.groupdict().items() if value is not None}
 
     def format(self, fields: Mapping[str, object]) -> str:
-        """Return the key for `fields`; an optional part is written when all its fields are given."""
+        """Return the key for `fields`; an optional part is written when its fields are given."""
         try:
             return "".join(_write(part, fields) for part in self.parts)
         except KeyError as error:
@@ -112,7 +113,7 @@ def _regex(part: _Part) -> str:
 def _check_inverse(template: Template) -> None:
     fields = template.fields
     flat = [f for p in template.parts for f in (p.optional or (p,))]
-    if any(a.field and b.field for a, b in zip(flat, flat[1:], strict=False)):
+    if any(a.field and b.field for a, b in pairwise(flat)):
         raise SpecError("AT292", f"template {template.text!r}: two fields with nothing between")
     if sum(name in PATHS for name in fields) > 1:
         raise SpecError("AT292", f"template {template.text!r}: more than one path field")

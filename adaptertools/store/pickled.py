@@ -180,6 +180,24 @@ class _Machine:
     op_binget = op_long_binget = op_get
 
 
+_LITERALS = (
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "INT",
+    "LONG",
+    "FLOAT",
+    "UNICODE",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "SHORT_BINBYTES",
+    "BINBYTES",
+    "SHORT_BINSTRING",
+    "BINSTRING",
+)
 _PUSH: dict[str, Callable[[Any], Any]] = {
     "NONE": lambda _: None,
     "NEWTRUE": lambda _: True,
@@ -187,13 +205,7 @@ _PUSH: dict[str, Callable[[Any], Any]] = {
     "EMPTY_DICT": lambda _: {},
     "EMPTY_LIST": lambda _: [],
     "EMPTY_TUPLE": lambda _: (),
-    **{
-        name: (lambda argument: argument)
-        for name in (
-            "BININT BININT1 BININT2 LONG1 BINFLOAT INT LONG FLOAT UNICODE BINUNICODE "
-            "SHORT_BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES SHORT_BINSTRING BINSTRING"
-        ).split()
-    },
+    **{name: (lambda argument: argument) for name in _LITERALS},
 }
 
 

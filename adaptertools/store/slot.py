@@ -35,7 +35,7 @@ class Slot:
 
     @property
     def plain(self) -> bool:
-        """Whether the bytes are exactly the row-major tensor, so that a range is a block of rows."""
+        """Whether the bytes are the row-major tensor, so that a range is a block of rows."""
         return self.held is None and self.strides is None
 
     @property

@@ -2,9 +2,10 @@
 
     python merge.py --size 3.8 --repeat 3 --peft
 
-The base is in the page cache before anything is timed, one untimed copy comes first (a virtual
-machine's first use of its memory is slow), every run writes to a fresh place on the same disk,
-and what the run before left dirty is written back (untimed) before the next starts.
+The base is in the page cache before anything is timed, and every run writes to a fresh place on
+the same disk. Between runs, untimed, what is dirty is written back and as much memory as the
+output takes is touched and freed: a virtual machine's free memory costs several times as much to
+use for the first time, whoever uses it.
 Wall times are those of whole commands, start-up of Python and torch included.
 """
 
@@ -41,11 +42,12 @@ def read_once(directory: Path) -> int:
     return size
 
 
-def fresh(out: Path) -> Path:
-    """Remove an earlier result and write back what is dirty, so that no run pays for another."""
+def fresh(out: Path, size: int) -> None:
+    """Remove an earlier result, write back what is dirty and touch memory for the next."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
-    return out
+    spare = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - 2 * 10**9
+    run([sys.executable, "-c", f"b'x' * {max(1, min(int(1.1 * size), spare))}"])
 
 
 def commands(work: Path, options: argparse.Namespace) -> dict[str, list[object]]:
@@ -58,16 +60,14 @@ def commands(work: Path, options: argparse.Namespace) -> dict[str, list[object]]
     return found
 
 
-def compete(work: Path, options: argparse.Namespace) -> dict[str, list[Run]]:
+def compete(work: Path, size: int, options: argparse.Namespace) -> dict[str, list[Run]]:
     """Run every command in turn, `--repeat` times."""
     found = commands(work, options)
     runs: dict[str, list[Run]] = {name: [] for name in found}
-    run(found["cp -r"])
     for _ in range(options.repeat):
         for name, command in found.items():
-            fresh(work / "out")
+            fresh(work / "out", size)
             runs[name].append(run(command))
-    fresh(work / "out")
     return runs
 
 
@@ -130,7 +130,7 @@ def main() -> int:
     try:
         size = prepare(work, options)
         torch_peak = run([sys.executable, "-c", "import torch"]).peak
-        runs = compete(work, options)
+        runs = compete(work, size, options)
         what = f"base {size / 1e9:.2f} GB, LoRA rank {options.rank} {options.adapter_dtype}"
         print(f"{what}, {options.repeat} runs, {os.cpu_count()} cores")
         print(f"`import torch` alone: {torch_peak / 2**20:.0f} MiB\n")

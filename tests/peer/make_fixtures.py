@@ -142,7 +142,7 @@ FIXTURES = {
         "peft DoRA r=4 alpha=8 on every linear of tiny-llama, parameters from seed 13",
         "peft",
         "peft-lora",
-        "dora",
+        "lora",
         14,
     ),
     "tiny-llama-ia3": Fixture(

@@ -122,8 +122,10 @@ def test_one_changed_tensor_is_found(name: str, tmp_path: Path) -> None:
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     result = judge(out, made)
     assert not result.ok
-    found = {t["name"]: t["verdict"] for t in result.to_json()["targets"]}
+    report = result.to_json()
+    found = {t["name"]: t["verdict"] for t in report["targets"] + report["others"]}
     assert found[name] == "changed"
+    assert [n for n, verdict in found.items() if verdict != "exact"] == [name]
 
 
 @pytest.mark.parametrize("name", zoo.VARIANTS)

@@ -149,6 +149,7 @@ def test_base_of_other_shapes(tmp_path: Path) -> None:
         ({"modules_to_save": ["lm_head"]}, r"lm_head"),
         ({"trainable_token_indices": [4, 9]}, r"embed_tokens"),
     ],
+    ids=["modules-to-save", "token-rows"],
 )
 def test_two_adapters_cannot_both_replace(
     more: dict[str, Any], reason: str, tmp_path: Path

@@ -92,6 +92,7 @@ VARIANTS: dict[str, Variant] = {
     # embeddings
     "embedding": Variant("llama", lora(["embed_tokens", "lm_head"]), touch=edits.shift_embeddings),
     "embedding-f32": Variant("llama", lora(["embed_tokens"], r=3, use_rslora=True), dtype="f32"),
+    "embedding-positions": Variant("gpt2", lora(["wpe", "c_attn"])),
     "embedding-plain-module": Variant("conv", lora(["embed", "head"]), dtype="f16"),
     "vocabulary-grown": Variant("llama", lora(ATTENTION), prepare=edits.grow_vocabulary),
     "vocabulary-grown-sharded": Variant(
@@ -144,6 +145,9 @@ VARIANTS: dict[str, Variant] = {
     "experts-router": Variant("qwen-moe", experts("mlp.gate.weight", EXPERTS[0])),
     "experts-fused-base": Variant("qwen-moe-fused", experts(*EXPERTS), dtype="f16"),
     "experts-mixtral": Variant("mixtral", experts(*EXPERTS)),
+    "experts-mixtral-router": Variant("mixtral", experts("mlp.gate.weight", EXPERTS[1])),
+    "experts-mixtral-all-linear": Variant("mixtral", causal(lora("all-linear", r=3))),
+    "experts-dora-attention": Variant("qwen-moe", lora(ATTENTION, use_dora=True)),
     "experts-gpt-oss": Variant("gpt-oss", experts(*EXPERTS)),
     "experts-gpt-oss-square": Variant("gpt-oss-square", experts(*EXPERTS)),
     "experts-llama4": Variant(
@@ -167,6 +171,10 @@ VARIANTS: dict[str, Variant] = {
     "llava-old": Variant("llava", lora([*ATTENTION, "linear_1"]), edit=edits.OLD_LLAVA),
     "llava-old-new-base": Variant("llava-new", lora(ATTENTION), edit=edits.OLD_LLAVA),
     "llava-old-hub-base": Variant("llava-hub", lora([*ATTENTION, "lm_head"]), edit=edits.OLD_LLAVA),
+    "llava-old-head": Variant(
+        "llava-hub", lora(ATTENTION, modules_to_save=["lm_head"]), edit=edits.OLD_LLAVA
+    ),
+    "llava-token-rows": Variant("llava", lora(ATTENTION, trainable_token_indices=[8, 1])),
     "qwen2-vl": Variant("qwen2-vl", lora([*ATTENTION, "qkv"])),
     "qwen2-vl-new-base": Variant("qwen2-vl-new", lora([*ATTENTION, "qkv"])),
     "qwen2-vl-old": Variant("qwen2-vl", lora([*ATTENTION, "qkv"]), edit=edits.OLD_QWEN2_VL),
@@ -198,6 +206,12 @@ UNMERGED: dict[str, Variant] = {
         "llama-tied",
         causal(lora(["embed_tokens", "lm_head"], ensure_weight_tying=True)),
         dtype="f32",
+    ),
+    "tied-both-different": Variant(
+        "llama-tied", causal(lora(["embed_tokens", "lm_head"])), dtype="f32"
+    ),
+    "tied-dora-embedding": Variant(
+        "llama-tied", lora(["embed_tokens"], use_dora=True), dtype="f32"
     ),
     "tied-gpt2": Variant("gpt2", causal(lora(["wte", "c_attn"])), dtype="f32"),
     "tied-gemma": Variant("gemma", causal(lora(["embed_tokens", "q_proj"])), dtype="f32"),
