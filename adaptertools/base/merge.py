@@ -312,7 +312,8 @@ def merge(
     `base` is a Hugging Face directory or a `.safetensors` file, `adapters` one path, or several
     paths, `path=weight` strings or (path, weight) pairs, applied in order. Options: `dtype`,
     `compute_dtype`, `jobs`, `overwrite`, `shard_size`, `residual_base`, `hash`, `sync`,
-    `with_code`, `specs`. Raises `AdapterError`; after any error nothing is left at `out` or beside it.
+    `with_code`, `specs`. Raises `AdapterError`; after any error nothing is left at `out` or
+    beside it.
     """
     job = Merge(
         Path(base), as_pairs(adapters), Path(out), make_options(**options), progress or _silent

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptertools.adapter.model import Adapter, LowRank, Scaling, Update, factors
-from adaptertools.base.checkpoint import Checkpoint, open_base
 from adaptertools.errors import AdapterError, Finding, FormatError
 from adaptertools.formats.opening import open_adapter
+
+if TYPE_CHECKING:
+    from adaptertools.base.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +112,12 @@ def inspect(ref: str | Path, *, specs: Sequence[str | Path] = ()) -> AdapterInfo
     """Say what `ref` is, an adapter or a base checkpoint; raises `AdapterError` when neither."""
     path = Path(ref)
     if path.is_dir() and _is_base(path):
-        return _base_info(open_base(path))
+        return _base_info(path)
     try:
         return adapter_info(open_adapter(path, specs=[Path(s) for s in specs]))
     except FormatError as error:
         if path.is_file() and error.code == "AT201":
-            return _base_info(open_base(path))
+            return _base_info(path)
         raise
 
 
@@ -148,9 +150,11 @@ def _target(update: Update) -> TargetInfo:
     return TargetInfo(name, update.kind, None, None, first.shape)
 
 
-def _base_info(base: Checkpoint) -> BaseInfo:
+def _base_info(path: Path) -> BaseInfo:
+    from adaptertools.base.checkpoint import open_base
     from adaptertools.base.quantised import refuse_quantised
 
+    base = open_base(path)
     findings = []
     try:
         refuse_quantised(base)

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 import click
@@ -72,7 +71,7 @@ def _show_completion(ctx: click.Context, _: click.Parameter, shell: str | None) 
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Example: adaptertools merge ./base ./adapter -o ./merged",
 )
-@click.version_option(version("adaptertools"), prog_name="adaptertools")
+@click.version_option(package_name="adaptertools", prog_name="adaptertools")
 @click.option(
     "--show-completion",
     type=click.Choice(SHELLS),

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptertools.adapter.model import Adapter
-from adaptertools.errors import Finding, SourceError, Where
+from adaptertools.errors import Finding, FormatError, SourceError, Where
 from adaptertools.formats.detect import detect
 from adaptertools.formats.parse import Parser
-from adaptertools.formats.registry import all_formats
+from adaptertools.formats.registry import all_formats, plugged_in
 from adaptertools.store.read import TORCH_SUFFIXES, read_slots
 
 MAX_CONFIG = 16_000_000
@@ -22,19 +22,26 @@ def open_adapter(
 ) -> Adapter:
     """Open the adapter at `path` (a folder or a weight file) from headers alone.
 
-    `specs` are extra spec files; `accept` names refusals that the caller lifts ("residual_base").
+    `specs` are extra spec files; the specs of plug-ins are asked where no other fits. `accept`
+    names refusals that the caller lifts ("residual_base").
     Raises `SourceError` or `FormatError` when it cannot be read at all; what is wrong inside is in
     the adapter's `findings`.
     """
     place = Path(path)
-    formats = all_formats(tuple(specs))
+    formats = all_formats(tuple(specs), plugins=False)
     weights, note = _find_weights(place, formats)
     config_path = next(
         (c for f in formats if f.config and (c := weights.parent / f.config).is_file()), None
     )
     config = {} if config_path is None else read_config(config_path)
     slots = read_slots(weights)
-    guess = detect(formats, str(place), weights.name, config, slots)
+    try:
+        guess = detect(formats, str(place), weights.name, config, slots)
+    except FormatError as error:
+        more = plugged_in() if error.code == "AT201" else ()
+        if not more:
+            raise
+        guess = detect(more, str(place), weights.name, config, slots)
     parser = Parser(
         guess.spec,
         slots,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from adaptertools import schemas
@@ -26,6 +25,8 @@ def plugged_in() -> tuple[FormatSpec, ...]:
 
     Each entry point loads to the path of a spec file, or to a function that returns one.
     """
+    from importlib.metadata import entry_points
+
     found = []
     for point in entry_points(group=GROUP):
         value = point.load()
@@ -39,9 +40,9 @@ def _checked(path: Path) -> FormatSpec:
     return load_spec(path)
 
 
-def all_formats(extra: tuple[Path, ...] = ()) -> tuple[FormatSpec, ...]:
+def all_formats(extra: tuple[Path, ...] = (), *, plugins: bool = True) -> tuple[FormatSpec, ...]:
     """Return every known format; `extra` spec files come first and must not reuse an id."""
-    found = tuple(_checked(path) for path in extra) + shipped() + plugged_in()
+    found = tuple(_checked(path) for path in extra) + shipped() + (plugged_in() if plugins else ())
     seen: dict[str, str] = {}
     for spec in found:
         if spec.id in seen:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -50,6 +49,8 @@ def match_table(wrap: str, patterns: Sequence[str], texts: Iterable[str]) -> lis
 
 
 def _match_in_child(patterns: list[str], texts: list[str]) -> list[list[bool]]:
+    import subprocess
+
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _CHILD],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ from adaptertools.errors import SourceError
 from adaptertools.store.dtypes import torch_dtype
 from adaptertools.store.header import look_alike, read_header
 from adaptertools.store.slot import Slot
-from adaptertools.store.torchfile import read_torch
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +22,14 @@ _CHUNK = 1 << 22
 def read_slots(path: Path) -> dict[str, Slot]:
     """Return the tensors of a weight file, by the container its name says."""
     if path.suffix in TORCH_SUFFIXES:
-        _refuselook_alike(path)
+        from adaptertools.store.torchfile import read_torch
+
+        _refuse_look_alike(path)
         return read_torch(path)
     return read_header(path).slots
 
 
-def _refuselook_alike(path: Path) -> None:
+def _refuse_look_alike(path: Path) -> None:
     with path.open("rb") as stream:
         found = look_alike(stream.read(8))
     if found and "torch pickle" not in found[0]:
@@ -85,6 +85,8 @@ def file_chunks(path: Path) -> Iterator[memoryview]:
 
 def sha256(path: Path) -> str:
     """Return the hex sha256 of a whole file."""
+    import hashlib
+
     digest = hashlib.sha256()
     for chunk in file_chunks(path):
         digest.update(chunk)
