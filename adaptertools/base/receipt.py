@@ -18,7 +18,7 @@ def tensor_summary(tensor: TensorPlan, tally: Tally, compute: str) -> dict[str, 
     """Return a touched tensor's formula, ‖ΔW‖, ‖W‖ and the share of elements that changed.
 
     ‖ΔW‖ is exact where every step is low-rank (`delta_norm_from: factors`); the other figures are
-    estimates from the first row of every block.
+    estimates from the first row of every eighth block.
     """
     rows, columns = tensor.matrix
     scale = math.sqrt(rows * columns / tally.sampled) if tally.sampled else 0.0

@@ -108,5 +108,14 @@ def build(folder: Path) -> Path:
         vocabulary = weights["model.embed_tokens.weight"].shape[0]
         text = json.dumps(config(fields, vocabulary), indent=2)
         (made / "config.json").write_text(text + "\n")
-        made.rename(out)
+        publish(made, out)
     return out
+
+
+def publish(made: Path, out: Path) -> None:
+    """Move a finished folder into place; another process may have been quicker."""
+    try:
+        made.rename(out)
+    except OSError:
+        if not out.exists():
+            raise

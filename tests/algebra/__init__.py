@@ -1,0 +1,1 @@
+"""Tests of the algebra, against a naive dense reference in fp64."""

@@ -1,0 +1,1 @@
+"""Tests of base checkpoints, what is written beside them, receipts and verdicts."""

@@ -1,0 +1,1 @@
+"""Tests of the two pattern languages and bounded matching."""
