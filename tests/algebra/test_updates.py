@@ -29,6 +29,7 @@ WEIGHT = f"{MODULE}.weight"
 BIAS = f"{MODULE}.bias"
 WEIGHTS = st.sampled_from((1.0, 0.5, -1.0, -0.3, 2.0))
 BLOCKS = st.sampled_from((1, 7, 64, None))
+SCALED = ("out in", "in out", "conv")
 FEW = settings(max_examples=40)
 
 
@@ -95,7 +96,7 @@ def test_lora_bias_goes_to_the_bias(
 
 
 @FEW
-@given(layers(LAYOUTS := ("out in", "in out", "conv")), DTYPES, FACTORS, SEEDS, WEIGHTS, BLOCKS)
+@given(layers(SCALED), DTYPES, FACTORS, SEEDS, WEIGHTS, BLOCKS)
 def test_ia3_along_outputs_scales_weight_and_bias(
     layer: Layer, dtype: str, factors: str, seed: int, weight: float, block
 ) -> None:
@@ -117,7 +118,7 @@ def test_ia3_along_outputs_scales_weight_and_bias(
 
 
 @FEW
-@given(layers(LAYOUTS), DTYPES, FACTORS, SEEDS, WEIGHTS, BLOCKS)
+@given(layers(SCALED), DTYPES, FACTORS, SEEDS, WEIGHTS, BLOCKS)
 def test_ia3_along_inputs_leaves_the_bias(
     layer: Layer, dtype: str, factors: str, seed: int, weight: float, block
 ) -> None:
