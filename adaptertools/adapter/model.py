@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 Axis = Literal["out", "in"]
+Orientation = Literal["module", "always", "inverted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class LowRank:
 
     Shapes: down [*experts, rank, in, *kernel], up [*experts, out, rank], magnitude [out], bias
     [out], gate [rank] (AdaLoRA's singular values). `weight` lists the dims patterns that the base
-    tensor may have; `transposed` breaks a tie between them when the weight is square.
+    tensor may have; `transposed`, or for experts `orientation`, breaks a tie when it is square: as
+    the module stores it, always `in out`, or the inverse of the module.
     """
 
     kind: ClassVar[str] = "low_rank"
@@ -82,6 +84,7 @@ class LowRank:
     gate: Factor | None = None
     transposed: bool | None = None
     experts: int | None = None
+    orientation: Orientation = "module"
 
 
 @dataclass(frozen=True, slots=True)

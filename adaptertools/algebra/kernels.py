@@ -48,10 +48,10 @@ def segments(step: Step, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor
     at = step.at
     for number in numbers:
         left, right = up[number], down[number]
+        if step.layout.endswith("in out"):
+            left, right = right.T, left.T
         if step.rows is not None:
             left = left[step.rows[0] : step.rows[1]]
-        if step.layout.endswith("in out"):
-            left, right = right.T.contiguous(), left.T.contiguous()
         yield at, left.contiguous(), right.contiguous()
         at += left.shape[0]
 
@@ -117,9 +117,12 @@ class Dora:
 
 
 class Scale(_Plain):
-    """block ⊙ vector: per row, or per column (a convolution's columns are input ⊗ kernel)."""
+    """block ⊙ vector: per row, or per column (a convolution's columns are input ⊗ kernel).
 
-    def __init__(self, step: Step, dtype: torch.dtype, columns: int) -> None:
+    Of a grouped convolution the columns of each group of rows meet their own part of the vector.
+    """
+
+    def __init__(self, step: Step, dtype: torch.dtype, matrix: tuple[int, int]) -> None:
         update = step.update
         assert isinstance(update, Scaling)
         vector = update.vector.read().to(dtype).flatten()
@@ -127,15 +130,19 @@ class Scale(_Plain):
             vector = 1 + step.weight * (vector - 1)
         transposed = step.layout.endswith("in out")
         self.by_row = step.part == "bias" or (update.axis == "out") != transposed
+        self.vector, self.rows_per_group = vector, matrix[0]
         if not self.by_row:
-            vector = vector.repeat_interleave(columns // vector.numel())
-        self.vector = vector
+            groups = step.groups
+            per_column = matrix[1] * groups // vector.numel()
+            self.vector = vector.repeat_interleave(per_column).reshape(groups, matrix[1])
+            self.rows_per_group = matrix[0] // groups
 
     def apply(self, block: torch.Tensor, row: int, original: torch.Tensor) -> None:
         if self.by_row:
             block.mul_(self.vector[row : row + block.shape[0], None])
         else:
-            block.mul_(self.vector[None, :])
+            rows = torch.arange(row, row + block.shape[0]) // self.rows_per_group
+            block.mul_(self.vector if self.vector.shape[0] == 1 else self.vector[rows])
 
 
 class Values(_Plain):
@@ -182,16 +189,16 @@ class Weighted:
         block.sub_(before).mul_(self.weight).add_(before)
 
 
-def make_kernel(step: Step, dtype: torch.dtype, columns: int) -> Kernel:
+def make_kernel(step: Step, dtype: torch.dtype, matrix: tuple[int, int]) -> Kernel:
     """Return the kernel of a step, its factors read and upcast to `dtype`."""
     update = step.update
     if isinstance(update, Scaling):
-        return Scale(step, dtype, columns)
+        return Scale(step, dtype, matrix)
     if step.low_rank:
         return AddLowRank(step, dtype)
     kernel: Kernel = (
         Dora(step, dtype)
         if isinstance(update, LowRank) and step.part == "weight"
-        else Values(step, dtype, columns)
+        else Values(step, dtype, matrix[1])
     )
     return kernel if step.weight == 1 else Weighted(kernel, step.weight)

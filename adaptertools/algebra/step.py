@@ -18,7 +18,7 @@ class Step:
     `weight` multiplies the change the update makes. `layout` is the dims pattern of the stored
     tensor. `part` says whether the tensor is the module's weight or its bias. `expert` picks one
     expert of a stacked update; `rows` are the output rows of the update that lie here; `at` is the
-    matrix row where they begin.
+    matrix row where they begin; `groups` are those of a grouped convolution.
     """
 
     update: Update
@@ -28,6 +28,7 @@ class Step:
     expert: int | None = None
     rows: tuple[int, int] | None = None
     at: int = 0
+    groups: int = 1
 
     @property
     def low_rank(self) -> bool:

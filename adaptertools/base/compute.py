@@ -87,7 +87,7 @@ def load_program(tensor: TensorPlan, compute_word: str) -> Program:
     compute = COMPUTE[compute_dtype(tensor.dtype, compute_word)]
     if not torch_dtype(tensor.dtype).is_floating_point:
         return Program(tensor, torch_dtype(tensor.dtype), (), None, _plain_value(tensor))
-    kernels = tuple(make_kernel(step, compute, tensor.matrix[1]) for step in tensor.steps)
+    kernels = tuple(make_kernel(step, compute, tensor.matrix) for step in tensor.steps)
     norm = None
     if tensor.steps and all(step.low_rank for step in tensor.steps):
         norm = _delta_norm(kernels)

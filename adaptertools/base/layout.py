@@ -21,20 +21,25 @@ def choose_layout(
     if place.inside is not None:
         return _stacked_layout(update, place, shape)
     if isinstance(update, LowRank) and update.experts is not None and place.expert is not None:
-        return _piece_layout(update, place, shape)
-    fitting = [text for text in update.weight if _fits(text, update, shape)]
+        fitting = [text for text in ("out in", "in out") if _piece_fits(text, update, place, shape)]
+    else:
+        fitting = [text for text in update.weight if _fits(text, update, shape)]
     if not fitting:
         raise _mismatch(base, update, place, shape)
     if len(fitting) == 1:
         return fitting[0]
-    expected = base.family.expected(place.tensor, base.sizes) if base.family else None
-    transposed = expected.layout.endswith("in out") if expected else _is_transposed(base, update)
+    transposed = _stored_transposed(base, update, place)
+    if isinstance(update, LowRank) and update.orientation != "module":
+        transposed = update.orientation == "always" or not transposed
     return next(t for t in fitting if t.endswith("in out") == transposed)
 
 
-def _is_transposed(base: Checkpoint, update: LowRank | Scaling) -> bool:
-    kind = base.config.get("model_type")
-    if kind in schemas.table("names")["conv1d_types"]:
+def _stored_transposed(base: Checkpoint, update: LowRank | Scaling, place: Place) -> bool:
+    """Say whether the base stores a weight as `in out`, from what is known beside its shape."""
+    expected = base.family.expected(place.tensor, base.sizes) if base.family else None
+    if expected is not None:
+        return expected.layout.endswith("in out")
+    if base.config.get("model_type") in schemas.table("names")["conv1d_types"]:
         return True
     return update.transposed is True
 
@@ -50,6 +55,8 @@ def _sizes(update: LowRank | Scaling) -> dict[str, int]:
 
 def _fits(text: str, update: LowRank | Scaling, shape: tuple[int, ...]) -> bool:
     dims = compile_dims(text)
+    if groups_of(update, shape) > 1:
+        return bool(dims.tail)
     try:
         dims.solve(shape, _sizes(update))
     except FormatError:
@@ -59,15 +66,19 @@ def _fits(text: str, update: LowRank | Scaling, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def _piece_layout(update: LowRank, place: Place, shape: tuple[int, ...]) -> str:
-    rows = place.rows[1] - place.rows[0] if place.rows else update.up.shape[1]
-    if shape != (rows, update.down.shape[2]):
-        raise MergeError(
-            "AT403",
-            f"its shape is {list(shape)}, the adapter's expert has {[rows, update.down.shape[2]]}",
-            key=place.tensor,
-        )
-    return "out in"
+def _piece_fits(text: str, update: LowRank, place: Place, shape: tuple[int, ...]) -> bool:
+    """Say whether one expert of a stacked update, cut to the piece's rows, has this shape."""
+    whole = (update.up.shape[1], update.down.shape[2])
+    rows, columns = whole if text == "out in" else whole[::-1]
+    return shape == (place.rows[1] - place.rows[0] if place.rows else rows, columns)
+
+
+def groups_of(update: LowRank | Scaling, shape: tuple[int, ...]) -> int:
+    """Return the groups of a convolution whose input a vector scales; 1 where it is not grouped."""
+    if not isinstance(update, Scaling) or update.axis != "in" or len(shape) < 3 or not shape[1]:
+        return 1
+    groups, rest = divmod(update.vector.shape[0], shape[1])
+    return groups if groups > 1 and not rest and shape[0] % groups == 0 else 1
 
 
 def _stacked_layout(update: LowRank | Scaling, place: Place, shape: tuple[int, ...]) -> str:

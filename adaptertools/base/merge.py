@@ -28,6 +28,7 @@ from adaptertools.base.place import check_place, check_space, publish
 from adaptertools.base.plan import MergePlan, OutputFile
 from adaptertools.base.planning import Planner
 from adaptertools.base.quantised import refuse_quantised
+from adaptertools.base.result import MergeResult
 from adaptertools.base.work import ComputeTask, CopyTask, Tally, tasks
 from adaptertools.errors import FindingsError, MergeError, OutputError, SourceError
 from adaptertools.formats.config import config_findings
@@ -37,39 +38,6 @@ from adaptertools.store.dtypes import DTYPES
 from adaptertools.store.read import sha256
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class MergeResult:
-    """What a merge did: where, and its receipt; `seconds` and `peak_rss` are of this run."""
-
-    out: Path
-    plan: MergePlan
-    receipt: dict[str, Any]
-    seconds: float
-    peak_rss: int
-    resumed: int = 0
-
-    @property
-    def touched(self) -> list[dict[str, Any]]:
-        return list(self.receipt["tensors"].values())
-
-    def to_json(self) -> dict[str, Any]:
-        ratios = [t["delta_norm"] / t["weight_norm"] for t in self.touched if t["weight_norm"]]
-        shares = [t["changed_share"] for t in self.touched if t["changed_share"] is not None]
-        return {
-            "out": str(self.out),
-            **self.receipt["summary"],
-            "delta_ratio": [min(ratios), max(ratios)] if ratios else None,
-            "changed_share": [min(shares), max(shares)] if shares else None,
-            "unchanged": [n for n, t in self.receipt["tensors"].items() if not t["changed"]],
-            "bytes": self.plan.output_bytes,
-            "seconds": round(self.seconds, 3),
-            "bytes_per_second": round(self.plan.output_bytes / max(self.seconds, 1e-9)),
-            "peak_rss": self.peak_rss,
-            "resumed_tasks": self.resumed,
-            "notes": [note.to_json() for note in self.plan.notes],
-        }
 
 
 def make_plan(

@@ -11,11 +11,12 @@ from adaptertools.adapter.model import Adapter, Dense, LowRank, Replace, Rows, S
 from adaptertools.algebra.step import Step, matrix_shape
 from adaptertools.base import tied
 from adaptertools.base.checkpoint import Checkpoint
-from adaptertools.base.layout import choose_layout
+from adaptertools.base.layout import choose_layout, groups_of
 from adaptertools.base.match import Matcher, Place
 from adaptertools.base.plan import TensorPlan
 from adaptertools.errors import Finding, MergeError, Severity, Where
 from adaptertools.store.dtypes import DTYPES
+from adaptertools.store.read import same_bytes
 
 
 @dataclass(slots=True)
@@ -43,15 +44,15 @@ class Planner:
         self.choice = self._tied_choice()
 
     def run(self) -> None:
-        """Place every update; faults are in `findings` afterwards."""
-        for adapter, weight in self.adapters:
-            ordered = sorted(adapter.updates, key=lambda u: not isinstance(u, Replace))
-            for update in ordered:
-                self.targets += 1
-                try:
-                    self._place(adapter, update, weight)
-                except MergeError as error:
-                    self._fault(error, adapter)
+        """Place every update, full values before changes; faults are in `findings` afterwards."""
+        order = [(a, u, w) for a, w in self.adapters for u in a.updates]
+        order.sort(key=lambda item: not isinstance(item[1], Replace))
+        for adapter, update, weight in order:
+            self.targets += 1
+            try:
+                self._place(adapter, update, weight)
+            except MergeError as error:
+                self._fault(error, adapter)
         if not any(t.steps for t in self.tensors.values()) and not self.errors:
             self._find("AT406", "error", "no update applies to the base: nothing would change")
 
@@ -70,8 +71,7 @@ class Planner:
         lands_on: dict[int, str] = {}
         for adapter, _ in self.adapters:
             for update in adapter.updates:
-                name = update.target.name
-                if name == self.pair.head or name.endswith(f".{self.pair.head}"):
+                if self._is_head(update):
                     lands_on[id(update)] = self.pair.head
                 elif self._lands_on_embedding(update):
                     lands_on[id(update)] = self.pair.embedding
@@ -107,26 +107,21 @@ class Planner:
         )
 
     def _place(self, adapter: Adapter, update: Update, weight: float) -> None:
-        on_head = self.pair is not None and (
-            update.target.name == self.pair.head
-            or update.target.name.endswith(f".{self.pair.head}")
-        )
-        if on_head and self.pair is not None:
-            if not self.choice.untie:
-                if isinstance(update, LowRank) and self.choice.same:
-                    return
-                self._place_at(update, weight, Place(self.pair.embedding))
-            else:
-                self._place_at(update, weight, Place(self.pair.head))
+        pair = self.pair
+        stored = pair is not None and pair.head in self.tensors
+        if pair is not None and self._is_head(update):
+            if stored or not self.choice.same:
+                self._place_at(update, weight, Place(pair.head if stored else pair.embedding))
             return
         for place in self._places(adapter, update):
             self._place_at(update, weight, place)
-            pair = self.pair
-            on_embedding = pair is not None and place.tensor == pair.embedding
-            if pair is None or not self.choice.untie or not on_embedding:
-                continue
-            if tied.is_shared(update, adapter) and not self._replaces_head(adapter):
-                self._place_at(update, weight, Place(pair.head))
+            shared = pair is not None and place.tensor == pair.embedding and stored
+            if shared and tied.is_shared(update, adapter) and not self._replaces_head(adapter):
+                self._place_at(update, weight, Place(pair.head if pair else ""))
+
+    def _is_head(self, update: Update) -> bool:
+        assert self.pair is not None
+        return f".{update.target.name}".endswith(f".{self.pair.head}")
 
     def _replaces_head(self, adapter: Adapter) -> bool:
         assert self.pair is not None
@@ -180,13 +175,16 @@ class Planner:
 
     def _place_matrix(self, update: LowRank | Scaling, weight: float, place: Place) -> None:
         shape = self.tensors[place.tensor].shape
-        layout = choose_layout(self.base, update, place, shape)
-        at = 0
-        if place.inside is not None:
-            at = place.inside[0] * shape[1] + place.inside[1]
-        self._add(
-            place.tensor, Step(update, weight, layout, "weight", place.expert, place.rows, at)
+        step = Step(
+            update,
+            weight,
+            choose_layout(self.base, update, place, shape),
+            expert=place.expert,
+            rows=place.rows,
+            at=place.inside[0] * shape[1] + place.inside[1] if place.inside else 0,
+            groups=groups_of(update, shape),
         )
+        self._add(place.tensor, step)
         if isinstance(update, Scaling):
             bias = self.matcher.sibling(place, "bias") if update.axis == "out" else None
             if bias is not None:
@@ -206,6 +204,11 @@ class Planner:
 
     def _place_value(self, update: Replace, weight: float, place: Place) -> None:
         tensor, shape = self.tensors[place.tensor], update.value.shape
+        for step in tensor.steps:
+            if isinstance(step.update, Replace):
+                if not same_bytes(step.update.value.source, update.value.source):
+                    raise _conflict(place.tensor, "replace it with different values")
+                return
         if tensor.shape != shape:
             grown = len(shape) == len(tensor.shape) >= 1 and shape[1:] == tensor.shape[1:]
             if not grown or weight != 1:
@@ -228,6 +231,9 @@ class Planner:
     def _place_rows(self, update: Rows, weight: float, place: Place) -> None:
         shape = self.tensors[place.tensor].shape
         last = max(update.index, default=-1)
+        for step in self.tensors[place.tensor].steps:
+            if isinstance(step.update, Rows) and set(step.update.index) & set(update.index):
+                raise _conflict(place.tensor, "set the same rows")
         if len(shape) != 2 or shape[1] != update.values.shape[1] or last >= shape[0]:
             raise MergeError(
                 "AT403",
@@ -271,6 +277,15 @@ class Planner:
     ) -> None:
         where = Where(file or str(self.base.root), key)
         self.findings.append(Finding(code, severity, title, where, hint=hint))
+
+
+def _conflict(name: str, what: str) -> MergeError:
+    return MergeError(
+        "AT412",
+        f"two adapters {what}",
+        key=name,
+        hint="merge only one of them, or combine them first",
+    )
 
 
 def _shape_error(name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> MergeError:

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from adaptertools.base.journal import journal_folder
-from adaptertools.base.merge import Merge, MergeResult
+from adaptertools.base.merge import Merge
 from adaptertools.base.options import as_pairs, make_options
 from adaptertools.base.plan import MergePlan
+from adaptertools.base.result import MergeResult
 from adaptertools.cli.options import PATH, examples, output_options, spec_option
 from adaptertools.cli.output import Output, human_bytes, table
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
-from adaptertools.adapter.model import Axis, Factor, LowRank, Replace, Rows, Scaling, Target, Update
+from adaptertools.adapter.model import (
+    Axis,
+    Factor,
+    LowRank,
+    Orientation,
+    Replace,
+    Rows,
+    Scaling,
+    Target,
+    Update,
+)
 from adaptertools.errors import FormatError
 from adaptertools.formats.group import Group
 from adaptertools.formats.rates import Rate
@@ -72,7 +83,15 @@ class Builder:
         down = _make_factor(slots["down"], spec.down, ("experts", "rank", "in"), known)
         up = _make_factor(slots["up"], spec.up, ("experts", "out", "rank"), known)
         update = LowRank(
-            Target(module, param), down, up, 1.0, rank, None, spec.weight, experts=rows // rank
+            Target(module, param),
+            down,
+            up,
+            1.0,
+            rank,
+            None,
+            spec.weight,
+            experts=rows // rank,
+            orientation=_orientation(spec.orientation, self.config),
         )
         return self._rated(update, rate(rank))
 
@@ -175,6 +194,21 @@ class Builder:
     def _flag(self, group: Group) -> bool | None:
         value = self.config.get(group.update.transposed or "")
         return value if isinstance(value, bool) else None
+
+
+def _orientation(rule: Mapping[str, Any], config: Mapping[str, Any]) -> Orientation:
+    """Return how the writer oriented expert parameters; no version means an old one."""
+    if not rule:
+        return "module"
+    version = _numbers(str(config.get(rule["field"]) or "0"))
+    for before, meaning in rule["before"].items():
+        if version < _numbers(before):
+            return cast(Orientation, meaning)
+    return cast(Orientation, rule["default"])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
 
 
 def _axis(dims: Dims) -> Axis:

@@ -13,6 +13,7 @@ from adaptertools.formats.build import BUILDERS, Builder
 from adaptertools.formats.group import Group, Grouping
 from adaptertools.formats.rates import Rates
 from adaptertools.formats.spec import FormatSpec, Refusal
+from adaptertools.formats.targets import covers
 from adaptertools.store.slot import Slot
 
 
@@ -108,7 +109,9 @@ class Parser:
         for root, members in roots.items():
             stacked = members[0].update.stacked
             assert stacked is not None
-            params = _parameters(root, self.config.get(stacked.parameters))
+            named = self.config.get(stacked.parameters)
+            bare = not covers(self.config.get("target_modules"), root)
+            params = _parameters(root, named, bare=bare)
             if not params and len(members) == 1 and members[0].module == root:
                 continue
             if len(params) != len(members):
@@ -259,17 +262,19 @@ def _root_wrapped(group: Group) -> bool:
     return group.update.stacked is not None and _root(group) != group.module
 
 
-def _parameters(root: str, named: Any) -> list[str]:
-    """Return the parameters of module `root` that a target_parameters list names, in order."""
+def _parameters(root: str, named: Any, *, bare: bool) -> list[str]:
+    """Return the parameters of module `root` that a target_parameters list names, in order.
+
+    An entry names the end of a parameter's path, so one without a dot means that parameter of any
+    module; such entries count where `bare`, and where no entry names the module.
+    """
     order: list[str] = schemas.table("names")["expert_parameters"]
-    found = []
-    for entry in named if isinstance(named, list) else ():
-        if not isinstance(entry, str):
-            continue
-        path, _, param = entry.rpartition(".")
-        if path and f".{root}".endswith(f".{path}") and param not in found:
-            found.append(param)
-    return sorted(found, key=lambda p: order.index(p) if p in order else len(order))
+    entries = [e for e in named if isinstance(e, str)] if isinstance(named, list) else []
+    split = [entry.rpartition(".") for entry in dict.fromkeys(entries)]
+    found = [p for path, _, p in split if path and f".{root}".endswith(f".{path}")]
+    if not found and bare:
+        found = [param for path, _, param in split if not path]
+    return sorted(dict.fromkeys(found), key=lambda p: order.index(p) if p in order else len(order))
 
 
 def _unwrapped(update: LowRank) -> LowRank:

@@ -35,6 +35,7 @@ class Stacked:
     down: Dims
     up: Dims
     weight: tuple[str, ...]
+    orientation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,7 @@ def _stacked(raw: Mapping[str, Any]) -> Stacked:
         compile_dims(raw["down"]),
         compile_dims(raw["up"]),
         tuple(raw["weight"]),
+        raw.get("orientation", {}),
     )
 
 

@@ -48,6 +48,19 @@ def read_bytes(slot: Slot, start: int = 0, size: int | None = None) -> bytearray
     return buffer
 
 
+def same_bytes(one: Slot, other: Slot) -> bool:
+    """Say whether two slots hold the same dtype, shape and bytes; reads 4 MiB at a time."""
+    if (one.dtype, one.shape, one.size) != (other.dtype, other.shape, other.size):
+        return False
+    if not (one.plain and other.plain):
+        return bool((read_tensor(one) == read_tensor(other)).all())
+    for start in range(0, one.size, _CHUNK):
+        size = min(_CHUNK, one.size - start)
+        if read_bytes(one, start, size) != read_bytes(other, start, size):
+            return False
+    return True
+
+
 def read_into(descriptor: int, view: memoryview, offset: int, slot: Slot) -> None:
     """Fill `view` from `offset` of an open file; a short read is an error, never zeros."""
     done = 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from builders import Tensors
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from . import reference
@@ -19,6 +20,14 @@ RANKS = st.sampled_from((1, 2, 3, 4, 5, 8))
 DTYPES = st.sampled_from(("BF16", "F16", "F32", "F64"))
 FACTORS = st.sampled_from(("F32", "BF16", "F16", "F64"))
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def examples(count: int) -> settings:
+    """Return the settings of a test that merges for real: no deadline, the same examples always."""
+    quiet = list(HealthCheck)
+    return settings(
+        max_examples=count, deadline=None, derandomize=True, suppress_health_check=quiet
+    )
 
 
 @dataclass(frozen=True)
@@ -92,9 +101,7 @@ def make_lora(
     rng: np.random.Generator, layer: Layer, rank: int, dtype: str, *, dora: bool = False
 ) -> Lora:
     """Draw the factors of a LoRA or DoRA, with PEFT's keys and shapes."""
-    down, stored_down = store(
-        draw_values(rng, (rank, layer.inputs, *layer.kernel), 0.3), dtype
-    )
+    down, stored_down = store(draw_values(rng, (rank, layer.inputs, *layer.kernel), 0.3), dtype)
     ones = (1,) * len(layer.kernel)
     up, stored_up = store(draw_values(rng, (layer.out, rank, *ones), 0.3), dtype)
     lora = Lora(layer, up, down)

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 from builders import Tensors
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from . import reference
 from .exact import check, store
-from .layers import DTYPES, MODULE, SEEDS, Layer, base_of, compute_of, layers, make_lora
+from .layers import DTYPES, MODULE, SEEDS, Layer, base_of, compute_of, examples, layers, make_lora
 from .world import World, draw_values
 
 WEIGHT = f"{MODULE}.weight"
@@ -55,7 +55,7 @@ class Chain:
         return reference.scaling(self.now, self.layer.layout, axis, vector.reshape(-1), amount)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     layers(("out in", "in out")),
     DTYPES,
@@ -123,9 +123,7 @@ def test_rank_and_alpha_patterns(rslora: bool) -> None:
         scale = alpha / (math.sqrt(rank) if rslora else rank)
         wanted[f"{module}.weight"] = lora.apply(base, scale)
     config = {"r": 4, "lora_alpha": 8, "use_rslora": rslora}
-    world.adapter(
-        config | {"rank_pattern": RANK_PATTERN, "alpha_pattern": ALPHA_PATTERN}, tensors
-    )
+    world.adapter(config | {"rank_pattern": RANK_PATTERN, "alpha_pattern": ALPHA_PATTERN}, tensors)
     got = world.merge()
     for name, expectation in wanted.items():
         check(got[name], *expectation, "F32", "F64")

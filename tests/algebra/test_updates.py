@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from . import reference
@@ -20,6 +20,7 @@ from .layers import (
     add_bias,
     base_of,
     compute_of,
+    examples,
     layers,
     make_lora,
 )
@@ -30,7 +31,8 @@ BIAS = f"{MODULE}.bias"
 WEIGHTS = st.sampled_from((1.0, 0.5, -1.0, -0.3, 2.0))
 BLOCKS = st.sampled_from((1, 7, 64, None))
 SCALED = ("out in", "in out", "conv")
-FEW = settings(max_examples=40)
+INDEXES = st.lists(st.integers(0, 8), min_size=1, unique=True)
+FEW = examples(40)
 
 
 def untouched(world: World, got: dict[str, np.ndarray], *touched: str) -> None:
@@ -74,7 +76,7 @@ def test_dora_scales_by_the_norm_of_the_sum(
     check(world.merge(block)[WEIGHT], *wanted, dtype, compute_of(dtype))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(layers(("out in", "in out")), RANKS, DTYPES, SEEDS, WEIGHTS, st.booleans())
 def test_lora_bias_goes_to_the_bias(
     layer: Layer, rank: int, dtype: str, seed: int, weight: float, dora: bool
@@ -136,7 +138,7 @@ def test_ia3_along_inputs_leaves_the_bias(
     untouched(world, got, WEIGHT)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(layers(("out in", "in out")), RANKS, DTYPES, SEEDS, st.sampled_from((-1, 0, 6)))
 def test_adalora_has_a_gate(layer: Layer, rank: int, dtype: str, seed: int, alpha: float) -> None:
     """s·B(A ∘ E) with s = alpha/(r + 1e-5), and r for an alpha that is not positive."""
@@ -154,7 +156,7 @@ def test_adalora_has_a_gate(layer: Layer, rank: int, dtype: str, seed: int, alph
     check(world.merge()[WEIGHT], *lora.apply(base, scale), dtype, compute_of(dtype))
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     st.integers(2, 4), st.integers(1, 6), st.integers(1, 6), RANKS, DTYPES, SEEDS, WEIGHTS, BLOCKS
 )
@@ -177,7 +179,7 @@ def test_stacked_experts(
         check(world.merge(block)["net.experts.wide"], *wanted, dtype, compute_of(dtype))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(DTYPES, FACTORS, SEEDS, WEIGHTS, BLOCKS)
 def test_full_values_replace(dtype: str, factors: str, seed: int, weight: float, block) -> None:
     """A saved module's value takes the place of the base's; a weight goes part of the way."""
@@ -190,8 +192,10 @@ def test_full_values_replace(dtype: str, factors: str, seed: int, weight: float,
     check(world.merge(block)[WEIGHT], *wanted, dtype, compute_of(dtype))
 
 
-@settings(max_examples=25)
-@given(DTYPES, FACTORS, SEEDS, WEIGHTS, BLOCKS, st.lists(st.integers(0, 8), min_size=1, unique=True))
+@examples(25)
+@given(
+    DTYPES, FACTORS, SEEDS, WEIGHTS, BLOCKS, st.lists(st.integers(0, 8), min_size=1, unique=True)
+)
 def test_token_rows_replace_rows(
     dtype: str, factors: str, seed: int, weight: float, block, index: list[int]
 ) -> None:
