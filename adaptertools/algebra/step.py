@@ -42,7 +42,7 @@ class Step:
     def formula(self, symbol: str) -> str:
         """Return what the step does to `symbol`, as the plan prints it."""
         update = self.update
-        factor = "" if self.weight == 1 else f"{self.weight:g}·"
+        factor = _times(self.weight)
         if isinstance(update, LowRank):
             return self._low_rank_formula(update, symbol)
         if isinstance(update, Scaling):
@@ -56,15 +56,20 @@ class Step:
         return f"{symbol} + {factor}({noun} - {symbol})"
 
     def _low_rank_formula(self, update: LowRank, symbol: str) -> str:
-        scale = f"{update.scale * self.weight:.6g}"
+        scale = _times(update.scale * self.weight)
         if self.part == "bias":
-            return f"{symbol} + {scale}·b"
+            return f"{symbol} + {scale}b"
         product = "B@diag(E)@A" if update.gate else "B@A"
-        total = f"{symbol} + {scale}·{product}"
+        total = f"{symbol} + {scale}{product}"
         if update.magnitude is None:
             return total
-        plain = f"m ⊙ ({symbol} + {update.scale:.6g}·B@A) / ‖W + {update.scale:.6g}·B@A‖"
+        delta = f"{_times(update.scale)}{product}"
+        plain = f"m ⊙ ({symbol} + {delta}) / ‖W + {delta}‖"
         return plain if self.weight == 1 else f"{symbol} + {self.weight:g}·({plain} - {symbol})"
+
+
+def _times(factor: float) -> str:
+    return "" if factor == 1 else f"{factor:.6g}·"
 
 
 def matrix_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, int]:

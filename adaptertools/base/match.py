@@ -107,7 +107,7 @@ class Matcher:
         hint = f"the nearest tensor is {near[0]!r}; " if near else ""
         return MergeError(
             "AT401",
-            f"the base has no tensor for {target.name}",
+            "the base has no such tensor",
             file=self.base.root,
             key=target.name,
             hint=f"{hint}is this the base the adapter was trained on?",

@@ -46,7 +46,7 @@ def find_tied(base: Checkpoint) -> TiedPair | None:
 
 
 def _look_equal(one: Slot, other: Slot) -> bool:
-    """Compare a stored head with the embedding by 64 samples: transformers unties one that differs."""
+    """Compare a stored head with the embedding by samples: one that differs is not tied."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     starts = range(0, one.size, max(SAMPLE, one.size // 64 // 8 * 8))

@@ -57,8 +57,7 @@ def adapter_lines(info: AdapterInfo, verbose: bool) -> Iterator[str]:
     yield f"  tensors   {adapter.keys}: {dtypes}, {human_bytes(info.bytes)}"
     if verbose:
         yield from _target_table(info)
-    for finding in adapter.findings:
-        yield from finding_lines(finding)
+    yield from finding_lines(adapter.findings)
 
 
 def _modules(info: AdapterInfo) -> str:
@@ -87,5 +86,4 @@ def base_lines(info: BaseInfo) -> Iterator[str]:
     yield f"  parameters  {info.parameters:,}"
     dtypes = ", ".join(f"{name} ×{count}" for name, count in info.dtypes.items())
     yield f"  dtype       {dtypes}, {human_bytes(info.bytes)}"
-    for finding in info.findings:
-        yield from finding_lines(finding)
+    yield from finding_lines(info.findings)

@@ -14,7 +14,7 @@ from adaptertools.base.options import as_pairs, make_options
 from adaptertools.base.plan import MergePlan
 from adaptertools.base.result import MergeResult
 from adaptertools.cli.options import PATH, examples, output_options, spec_option
-from adaptertools.cli.output import Output, human_bytes, table
+from adaptertools.cli.output import Output, human_bytes, pattern, table
 
 
 @click.command(
@@ -88,11 +88,13 @@ def command(
 
 def plan_lines(plan: MergePlan, jobs: int) -> Iterator[str]:
     """Yield the human form of a plan."""
-    rows = [
-        (f"  {tensor.name}", "×".join(map(str, tensor.shape)), tensor.dtype, tensor.formula)
-        for tensor in plan.touched
-    ]
-    yield from table([("  tensor", "shape", "dtype", "new value"), *rows])
+    alike: dict[tuple[str, ...], int] = {}
+    for tensor in plan.touched:
+        shape = "×".join(map(str, tensor.shape))
+        key = (f"  {pattern(tensor.name)}", shape, tensor.dtype, tensor.formula)
+        alike[key] = alike.get(key, 0) + 1
+    rows = [(*key[:1], f"×{count}", *key[1:]) for key, count in alike.items()]
+    yield from table([("  tensor", "", "shape", "dtype", "new value"), *rows])
     yield f"{len(plan.touched)} of {len(plan.tensors)} tensors change, by {plan.targets} updates"
     yield f"  copied    {human_bytes(plan.copied_bytes)}"
     yield f"  computed  {human_bytes(plan.computed_bytes)}"

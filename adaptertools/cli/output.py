@@ -13,6 +13,7 @@ from adaptertools.errors import AdapterError, Finding, printable
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 LINE_EVERY = 30.0
+SHOWN = 3
 
 
 def human_bytes(size: float) -> str:
@@ -52,9 +53,8 @@ class Output:
 
     def findings(self, findings: Iterable[Finding]) -> None:
         """Print findings as remarks on stderr."""
-        for finding in findings:
-            for line in finding_lines(finding):
-                self.note(line)
+        for line in finding_lines(findings):
+            self.note(line)
 
     def error(self, error: AdapterError) -> None:
         """Print an error: on stdout with --json, else on stderr in one sentence and a hint."""
@@ -62,9 +62,11 @@ class Output:
             print(json.dumps({"error": error.to_json()}, indent=2))
             return
         print(f"error {error.code}: {error}", file=sys.stderr)
-        others = [f for f in getattr(error, "findings", ()) if f.severity == "error"][1:6]
-        for finding in others:
+        others = [f for f in getattr(error, "findings", ()) if f.severity == "error"][1:]
+        for finding in others[:SHOWN]:
             print(f"  also {finding.id}: {finding}", file=sys.stderr)
+        if len(others) > SHOWN:
+            print(f"  … and {len(others) - SHOWN} more; 'validate' lists them", file=sys.stderr)
         if error.hint:
             print(f"  hint: {printable(error.hint)}", file=sys.stderr)
 
@@ -110,10 +112,28 @@ def _safe(line: str) -> str:
     return "\n".join(printable(part) for part in line.split("\n"))
 
 
-def finding_lines(finding: Finding) -> list[str]:
-    """Return a finding as one line, and its next step as a second."""
-    lines = [f"{finding.severity:<7} {finding.id}  {finding}"]
-    return [*lines, f"        fix: {finding.hint}"] if finding.hint else lines
+def finding_lines(findings: Iterable[Finding]) -> list[str]:
+    """Return findings as lines, each with its next step; of many alike, a few and their number."""
+    alike: dict[tuple[str, str | None], list[Finding]] = {}
+    for finding in findings:
+        alike.setdefault((finding.id, finding.where.file), []).append(finding)
+    lines = []
+    for group in alike.values():
+        for finding in group[:SHOWN]:
+            lines.append(f"{finding.severity:<7} {finding.id}  {finding}")
+            lines += [f"        fix: {finding.hint}"] if finding.hint else []
+        if len(group) > SHOWN:
+            lines.append(f"        … and {len(group) - SHOWN} more {group[0].id}; --json lists all")
+    return lines
+
+
+def pattern(name: str) -> str:
+    """Return a tensor name with its numbers left open, for grouping what repeats in every layer.
+
+    >>> pattern("model.layers.11.mlp.up_proj.weight")
+    'model.layers.*.mlp.up_proj.weight'
+    """
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

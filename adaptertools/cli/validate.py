@@ -37,7 +37,7 @@ def command(
     """
     out = Output(json=as_json, quiet=quiet)
     report = validate(ref, base, residual_base=residual_base, specs=specs)
-    lines = [line for finding in report.findings for line in finding_lines(finding)]
+    lines = finding_lines(report.findings)
     counts = ", ".join(
         f"{n} {severity}{'s' if n != 1 else ''}"
         for severity in ("error", "warning")

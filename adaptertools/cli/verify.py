@@ -10,7 +10,7 @@ import click
 
 from adaptertools.base.verify import FINE, Verification, verify
 from adaptertools.cli.options import PATH, examples, output_options, spec_option
-from adaptertools.cli.output import Output, finding_lines
+from adaptertools.cli.output import Output, finding_lines, pattern, table
 
 
 @click.command(
@@ -48,13 +48,13 @@ def command(
 
 def lines(found: Verification) -> Iterator[str]:
     """Yield the human form of a verification."""
+    alike: dict[tuple[str, str, str], int] = {}
     for verdict in (*found.targets, *found.others):
-        if verdict.verdict in FINE:
-            continue
-        detail = f"  {verdict.detail}" if verdict.detail else ""
-        yield f"{verdict.verdict:<14}  {verdict.name}{detail}"
-    for finding in found.findings:
-        yield from finding_lines(finding)
+        if verdict.verdict not in FINE:
+            key = (verdict.verdict, pattern(verdict.name), verdict.detail)
+            alike[key] = alike.get(key, 0) + 1
+    yield from table([(kind, name, f"×{n}", why) for (kind, name, why), n in alike.items()])
+    yield from finding_lines(found.findings)
     kinds = dict.fromkeys(v.verdict for v in (*found.targets, *found.others))
     counts = ", ".join(f"{found.count(kind)} {kind}" for kind in kinds)
     yield f"{found.out}: {counts}"

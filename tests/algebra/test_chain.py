@@ -10,13 +10,15 @@ from builders import Tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptertools import FindingsError
+
 from . import reference
 from .exact import check, store
 from .layers import DTYPES, MODULE, SEEDS, Layer, base_of, compute_of, examples, layers, make_lora
 from .world import World, draw_values
 
 WEIGHT = f"{MODULE}.weight"
-KINDS = ("lora", "dora", "ia3 out", "ia3 in", "replace")
+KINDS = ("lora", "dora", "ia3 out", "ia3 in")
 WEIGHTS = st.sampled_from((1.0, 0.5, -1.0, 1.75))
 
 
@@ -33,10 +35,6 @@ class Chain:
         before, flag = self.now, {"fan_in_fan_out": self.layer.flag}
         if kind.startswith("ia3"):
             new, mass = self._scaling(kind.removeprefix("ia3 "), amount, flag)
-        elif kind == "replace":
-            value, stored = store(draw_values(self.rng, self.layer.shape, 1.0), "F32")
-            self.world.adapter(flag | {"modules_to_save": ["part"]}, {WEIGHT: stored}, amount)
-            new, mass = reference.weighted(before, (value, np.abs(value)), amount)
         else:
             lora = make_lora(self.rng, self.layer, 3, "F32", dora=kind == "dora")
             config = flag | {"r": 3, "lora_alpha": 6, "use_dora": kind == "dora"}
@@ -73,7 +71,42 @@ def test_adapters_apply_in_the_order_given(
     check(chain.world.merge(block)[WEIGHT], chain.now, chain.mass, dtype, compute_of(dtype))
 
 
-@pytest.mark.parametrize("kinds", [("ia3 out", "lora"), ("lora", "ia3 out"), ("lora", "replace")])
+@examples(20)
+@given(layers(("out in", "in out")), DTYPES, SEEDS, st.sampled_from(KINDS), WEIGHTS)
+def test_full_values_come_before_changes(
+    layer: Layer, dtype: str, seed: int, kind: str, amount: float
+) -> None:
+    """An adapter's change applies to another's full value, given in either order."""
+    rng = np.random.default_rng(seed)
+    value, stored = store(draw_values(rng, layer.shape, 1.0), "F32")
+    config = {"fan_in_fan_out": layer.flag, "modules_to_save": ["part"]}
+    for last in (True, False):
+        chain = Chain(np.random.default_rng(seed), dtype, layer)
+        chain.now = chain.first = value
+        if not last:
+            chain.world.adapter(config, {WEIGHT: stored})
+        chain.add(kind, amount)
+        if last:
+            chain.world.adapter(config, {WEIGHT: stored})
+        check(chain.world.merge()[WEIGHT], chain.now, chain.mass, dtype, compute_of(dtype))
+
+
+def test_two_different_full_values_conflict() -> None:
+    """Neither of two adapters' values for one tensor may win silently; equal ones are one."""
+    rng = np.random.default_rng(1)
+    world = World("F32")
+    base_of(rng, world, Layer("out in", 4, 4))
+    values = [store(draw_values(rng, (4, 4), 1.0), "F32") for _ in range(2)]
+    for _, stored in (values[0], values[0]):
+        world.adapter({"modules_to_save": ["part"]}, {WEIGHT: stored})
+    assert np.array_equal(world.merge()[WEIGHT], values[0][0])
+    world.adapter({"modules_to_save": ["part"]}, {WEIGHT: values[1][1]})
+    with pytest.raises(FindingsError) as caught:
+        world.merge()
+    assert caught.value.code == "AT412"
+
+
+@pytest.mark.parametrize("kinds", [("ia3 out", "lora"), ("lora", "ia3 out")])
 def test_the_order_matters(kinds: tuple[str, str]) -> None:
     """Scaling before a product is not scaling after it: the expectation itself tells them apart."""
     ends = []

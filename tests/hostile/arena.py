@@ -165,9 +165,9 @@ class Arena:
 
     # --- judging --------------------------------------------------------------------------------
 
-    def merge(self, **options: Any) -> None:
-        """Merge through the Python API."""
-        adaptertools.merge(self.base, [self.adapter], self.out, **options)
+    def merge(self, **options: Any) -> Any:
+        """Merge through the Python API and return its result."""
+        return adaptertools.merge(self.base, [self.adapter], self.out, **options)
 
     def refuses(
         self, file: str | None = None, key: str | None = None, **options: Any
@@ -250,14 +250,13 @@ def lora_deltas(adapter: Path) -> dict[str, np.ndarray]:
     """Return the weight differences of a plain LoRA by the base's names, in f64."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = read_safetensors(adapter / "adapter_model.safetensors")
-    scale = config["lora_alpha"] / config["r"]
     deltas = {}
     for key in tensors:
         if ".lora_A." in key:
             down = decode(tensors[key]).astype(np.float64)
             up = decode(tensors[key.replace(".lora_A.", ".lora_B.")]).astype(np.float64)
             name = key.removeprefix(PREFIX).replace(".lora_A.", ".")
-            deltas[name] = scale * up @ down
+            deltas[name] = config["lora_alpha"] / len(down) * up @ down
     return deltas
 
 
