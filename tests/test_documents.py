@@ -40,3 +40,14 @@ def test_report(base: str | None) -> None:
     report = adaptertools.validate(FIXTURES / "tiny-llama-lora", base and FIXTURES / base)
     assert report.ok == (base is None)
     check(report.to_json(), "report")
+
+
+def test_a_config_alone_is_enough_to_check_names_and_sizes(tmp_path: Path) -> None:
+    config = json.loads((FIXTURES / "tiny-llama" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert adaptertools.validate(FIXTURES / "tiny-llama-lora", tmp_path).ok
+    config["num_key_value_heads"] = 4
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = adaptertools.validate(FIXTURES / "tiny-llama-lora", tmp_path).findings
+    assert {f.id for f in found} == {"AT403"}
+    assert {(f.where.key or "").split(".")[-2] for f in found} == {"k_proj", "v_proj"}

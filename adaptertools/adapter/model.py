@@ -48,6 +48,8 @@ class Target:
 class Factor:
     """One adapter tensor in canonical axes, read when `read()` is called.
 
+    `read_flat(start, stop)` reads some elements of the tensor as it is stored, flattened.
+
     `shape` is canonical; `dtype` is the stored one (safetensors name); `key` is its name in `file`.
     `source` is the store's own handle, for reading the bytes without torch.
     """
@@ -58,6 +60,7 @@ class Factor:
     size: int
     file: str
     read: Callable[[], torch.Tensor] = field(compare=False, repr=False)
+    read_flat: Callable[[int, int], torch.Tensor] = field(compare=False, repr=False)
     source: Any = field(compare=False, repr=False)
 
 

@@ -146,32 +146,43 @@ class Scale(_Plain):
 
 
 class Values(_Plain):
-    """block ← value, or some of its rows: full values, token rows, differences and biases."""
+    """block ← value, or block + scale · value: full values, differences and biases.
 
-    def __init__(self, step: Step, dtype: torch.dtype, columns: int) -> None:
-        update = step.update
-        self.index: dict[int, int] | None = None
+    The value is read along with the block, so that a whole vocabulary never stands in memory.
+    """
+
+    def __init__(self, step: Step, columns: int) -> None:
+        update, self.columns = step.update, columns
         self.scale: float | None = None
-        if isinstance(update, Rows):
-            self.value = update.values.read().to(dtype)
-            self.index = {row: place for place, row in enumerate(update.index)}
-        elif isinstance(update, Replace):
-            self.value = update.value.read().to(dtype).reshape(-1, columns)
+        if isinstance(update, Replace):
+            self.value = update.value
         elif isinstance(update, Dense):
-            self.value, self.scale = update.diff.read().to(dtype).reshape(-1, columns), 1.0
+            self.value, self.scale = update.diff, 1.0
         else:
             assert isinstance(update, LowRank) and update.bias is not None
-            self.value = update.bias.read().to(dtype).reshape(-1, columns)
-            self.scale = update.scale
+            self.value, self.scale = update.bias, update.scale
 
     def apply(self, block: torch.Tensor, row: int, original: torch.Tensor) -> None:
-        if self.index is None:
-            rows = self.value[row : row + block.shape[0]]
-            block.copy_(rows) if self.scale is None else block.add_(rows, alpha=self.scale)
-            return
+        start = row * self.columns
+        values = self.value.read_flat(start, start + block.numel()).reshape(block.shape)
+        if self.scale is None:
+            block.copy_(values)
+        else:
+            block.add_(values.to(block.dtype), alpha=self.scale)
+
+
+class TokenRows(_Plain):
+    """Some rows of the block ← the trained ones."""
+
+    def __init__(self, step: Step, dtype: torch.dtype) -> None:
+        assert isinstance(step.update, Rows)
+        self.values = step.update.values.read().to(dtype)
+        self.places = {row: place for place, row in enumerate(step.update.index)}
+
+    def apply(self, block: torch.Tensor, row: int, original: torch.Tensor) -> None:
         for at in range(block.shape[0]):
-            if (place := self.index.get(row + at)) is not None:
-                block[at].copy_(self.value[place])
+            if (place := self.places.get(row + at)) is not None:
+                block[at].copy_(self.values[place])
 
 
 class Weighted:
@@ -196,9 +207,11 @@ def make_kernel(step: Step, dtype: torch.dtype, matrix: tuple[int, int]) -> Kern
         return Scale(step, dtype, matrix)
     if step.low_rank:
         return AddLowRank(step, dtype)
-    kernel: Kernel = (
-        Dora(step, dtype)
-        if isinstance(update, LowRank) and step.part == "weight"
-        else Values(step, dtype, matrix[1])
-    )
+    kernel: Kernel
+    if isinstance(update, Rows):
+        kernel = TokenRows(step, dtype)
+    elif isinstance(update, LowRank) and step.part == "weight":
+        kernel = Dora(step, dtype)
+    else:
+        kernel = Values(step, matrix[1])
     return kernel if step.weight == 1 else Weighted(kernel, step.weight)

@@ -79,6 +79,12 @@ class Workshop:
         """Announce a task, so that its tensor's kernels are kept until the last one is done."""
         self.waiting[task.tensor.name] = self.waiting.get(task.tensor.name, 0) + 1
 
+    def close(self) -> None:
+        """Give torch its number of threads back, for those started after this."""
+        import torch
+
+        torch.set_num_threads(torch.get_num_threads())
+
     def run(self, task: ComputeTask) -> Tally:
         """Compute and write one chunk of a tensor; returns what was seen."""
         import torch

@@ -2,7 +2,7 @@
 
 It holds the files being written and one line per finished task. A killed run leaves it; the same
 command resumes from it. Lines are not synced to disk, so it survives a killed process, not a power
-cut (unless `--sync`).
+cut: after a restart of the machine it is not resumed (unless it was made with `--sync`).
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ class Journal:
         self.path = self.folder / "journal.jsonl"
         self.stream = self.path.open("a+", encoding="utf-8")
         self._lock(out)
-        if existed and self._read() != digest:
-            self._start_afresh(out, overwrite)
+        start = {"digest": digest, "boot": "synced" if sync else _boot()}
+        if existed:
+            self._resume(out, start, overwrite)
         if not self.finished:
             self._reset()
-            self._write({"digest": digest})
+            self._write(start)
 
     def _lock(self, out: Path) -> None:
         try:
@@ -51,25 +52,13 @@ class Journal:
                 "AT507", "another merge is writing here", file=out, hint="wait for it to end"
             ) from None
 
-    def _read(self) -> str | None:
-        """Read what is finished; a torn last line counts as not written."""
-        self.stream.seek(0)
-        digest = None
-        for line in self.stream:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if "digest" in entry:
-                digest = entry["digest"]
-            else:
-                self.finished[entry["task"]] = entry["result"]
-        return digest
-
-    def _start_afresh(self, out: Path, overwrite: bool) -> None:
-        started = bool(self.finished)
-        self.finished = {}
-        if started and not overwrite:
+    def _resume(self, out: Path, start: dict[str, str], overwrite: bool) -> None:
+        """Take over what is finished, unless told not to or it may not have survived a reboot."""
+        found = self._read()
+        same, same_boot = found.get("digest") == start["digest"], found.get("boot") == start["boot"]
+        if same and same_boot and not overwrite:
+            return
+        if self.finished and not same and not overwrite:
             self.stream.close()
             raise OutputError(
                 "AT506",
@@ -77,18 +66,28 @@ class Journal:
                 file=self.folder,
                 hint=f"give --overwrite to start {out.name} afresh, or delete that folder",
             )
+        self.finished = {}
+
+    def _read(self) -> dict[str, str]:
+        """Read the first line and what is finished; a torn last line counts as not written."""
+        self.stream.seek(0)
+        start: dict[str, str] = {}
+        for line in self.stream:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if "digest" in entry:
+                start = entry
+            else:
+                self.finished[entry["task"]] = entry["result"]
+        return start
 
     def _reset(self) -> None:
         for child in self.files.iterdir():
             child.unlink()
         self.stream.seek(0)
         self.stream.truncate()
-
-    def restart(self, digest: str) -> None:
-        """Forget everything finished."""
-        self.finished = {}
-        self._reset()
-        self._write({"digest": digest})
 
     def record(self, task: str, result: Any) -> None:
         """Note that a task is done."""
@@ -108,3 +107,10 @@ class Journal:
         self.close()
         with contextlib.suppress(OSError):
             shutil.rmtree(self.folder)
+
+
+def _boot() -> str:
+    """Return what changes with every start of the machine: unsynced data may not outlive it."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return "unknown"

@@ -190,6 +190,7 @@ class Merge:
             written += task.size
 
         run_threads(left, do, done, self.options.jobs, lambda: self.progress(written, total))
+        workshop.close()
         tallies: dict[str, Tally] = {}
         for task in todo:
             if isinstance(task, ComputeTask):

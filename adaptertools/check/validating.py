@@ -11,10 +11,11 @@ from adaptertools.adapter.model import Adapter
 from adaptertools.base.checkpoint import open_base
 from adaptertools.base.merge import make_plan
 from adaptertools.base.options import MergeOptions
+from adaptertools.check.family import family_findings
 from adaptertools.check.inspecting import BaseInfo, inspect
 from adaptertools.check.rules import run_rules
 from adaptertools.errors import AdapterError, Finding, FindingsError
-from adaptertools.formats.opening import open_adapter
+from adaptertools.formats.opening import open_adapter, read_config
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 
@@ -68,9 +69,12 @@ def validate(
 
 
 def _against_base(adapter: Adapter, base: Path) -> list[Finding]:
-    """Plan a merge and keep what planning found; faults of reading are reported already."""
+    """Plan a merge and keep what planning found; of a bare config.json, ask its family spec."""
     from dataclasses import replace
 
+    config = base / "config.json"
+    if config.is_file() and not any(base.glob("*.safetensors*")) and not any(base.glob("*.bin*")):
+        return family_findings(adapter, read_config(config), str(config))
     alone = replace(adapter, findings=(), config_schema=None)
     try:
         return list(make_plan(open_base(base), [(alone, 1.0)], MergeOptions()).notes)

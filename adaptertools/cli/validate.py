@@ -16,7 +16,11 @@ from adaptertools.cli.output import Output, finding_lines
     "validate", epilog=examples("validate ./adapter", "validate ./adapter --base ./base")
 )
 @click.argument("ref", type=PATH)
-@click.option("--base", type=PATH, help="Check that it fits this base checkpoint too.")
+@click.option(
+    "--base",
+    type=PATH,
+    help="Check that it fits this base too; a folder with only a config.json will do.",
+)
 @click.option(
     "--residual-base", is_flag=True, help="The base is the residual one of a PiSSA-like init."
 )

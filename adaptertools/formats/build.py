@@ -23,7 +23,7 @@ from adaptertools.formats.group import Group
 from adaptertools.formats.rates import Rate
 from adaptertools.formats.spec import Role
 from adaptertools.patterns.dims import Dims
-from adaptertools.store.read import read_tensor
+from adaptertools.store.read import read_flat, read_tensor
 from adaptertools.store.slot import Slot
 
 
@@ -235,6 +235,7 @@ def _make_factor(slot: Slot, dims: Dims, axes: Sequence[str], known: dict[str, i
         slot.size,
         str(slot.file),
         lambda: dims.to_canonical(read_tensor(slot), axes, sizes).reshape(shape),
+        lambda start, stop: read_flat(slot, start, stop),
         slot,
     )
 
@@ -248,6 +249,7 @@ def whole_factor(slot: Slot) -> Factor:
         slot.size,
         str(slot.file),
         lambda: read_tensor(slot),
+        lambda start, stop: read_flat(slot, start, stop),
         slot,
     )
 

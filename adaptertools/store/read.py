@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertools.errors import SourceError
-from adaptertools.store.dtypes import torch_dtype
+from adaptertools.store.dtypes import nbytes, torch_dtype
 from adaptertools.store.header import look_alike, read_header
 from adaptertools.store.slot import Slot
 
@@ -85,6 +85,16 @@ def read_tensor(slot: Slot) -> torch.Tensor:
     if slot.strides is not None:
         return flat.as_strided(slot.shape, slot.strides).contiguous()
     return flat.reshape(slot.shape)
+
+
+def read_flat(slot: Slot, start: int, stop: int) -> torch.Tensor:
+    """Return elements [start, stop) of a slot, flattened; only those bytes are read."""
+    import torch
+
+    if not slot.plain or stop <= start:
+        return read_tensor(slot).flatten()[start:stop]
+    begin, size = nbytes(slot.dtype, start), nbytes(slot.dtype, stop - start)
+    return torch.frombuffer(read_bytes(slot, begin, size), dtype=torch_dtype(slot.dtype))
 
 
 def file_chunks(path: Path) -> Iterator[memoryview]:

@@ -71,10 +71,11 @@ def test_adapters_apply_in_the_order_given(
     check(chain.world.merge(block)[WEIGHT], chain.now, chain.mass, dtype, compute_of(dtype))
 
 
-@examples(20)
-@given(layers(("out in", "in out")), DTYPES, SEEDS, st.sampled_from(KINDS), WEIGHTS)
+@pytest.mark.parametrize("kind", KINDS)
+@examples(8)
+@given(layers(("out in", "in out")), DTYPES, SEEDS, WEIGHTS)
 def test_full_values_come_before_changes(
-    layer: Layer, dtype: str, seed: int, kind: str, amount: float
+    kind: str, layer: Layer, dtype: str, seed: int, amount: float
 ) -> None:
     """An adapter's change applies to another's full value, given in either order."""
     rng = np.random.default_rng(seed)
