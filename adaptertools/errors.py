@@ -117,6 +117,18 @@ class OutputError(AdapterError):
     """The output place cannot be used or written (AT5xx)."""
 
 
+class InterruptedMergeError(AdapterError):
+    """The user interrupted a merge (AT900); what is done is kept in the journal `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            "AT900",
+            "interrupted; what is done is kept here",
+            file=folder,
+            hint="the same command again resumes from there, --overwrite starts afresh",
+        )
+
+
 class FindingsError(AdapterError):
     """Several findings at once; the first error is the headline, all are in `findings`."""
 

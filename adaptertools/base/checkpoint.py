@@ -102,19 +102,14 @@ def _checkpoint(
     slots: dict[str, Slot] = {}
     for shard in shards:
         for name, slot in shard.slots.items():
-            if weight_map is not None and weight_map.get(name, shard.file.name) != shard.file.name:
-                continue
             if name in slots:
                 raise SourceError("AT134", "stands in two shards", file=shard.file, key=name)
             slots[name] = slot
-    absent = [name for name in weight_map or () if name not in slots]
-    if absent:
-        raise SourceError(
-            "AT134",
-            f"the index puts it in {(weight_map or {})[absent[0]]}, which does not hold it",
-            file=root,
-            key=absent[0],
-        )
+    for name, file in (weight_map or {}).items():
+        if name not in slots or slots[name].file.name != file:
+            raise SourceError(
+                "AT134", f"the index puts it in {file}, which does not hold it", file=root, key=name
+            )
     if not slots:
         raise SourceError("AT130", "holds no tensors", file=root)
     return Checkpoint(root, is_file, shards, slots, config, detect_family(config))

@@ -15,12 +15,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from adaptertools.base.place import hidden_sibling
 from adaptertools.errors import OutputError
 
 
 def journal_folder(out: Path) -> Path:
     """Return the hidden folder beside `out` where a merge into it is in progress."""
-    return out.parent / f".{out.name}.adaptertools-partial"
+    return hidden_sibling(out, "partial")
 
 
 class Journal:
@@ -34,7 +35,7 @@ class Journal:
         existed = self.folder.exists()
         self.files.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "journal.jsonl"
-        self.stream = self.path.open("a+", encoding="utf-8")
+        self.stream = self.path.open("a+", encoding="utf-8", errors="replace")
         self._lock(out)
         start = {"digest": digest, "boot": "synced" if sync else _boot()}
         if existed:
@@ -77,17 +78,27 @@ class Journal:
                 entry = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(entry, dict):
+                break
             if "digest" in entry:
                 start = entry
-            else:
-                self.finished[entry["task"]] = entry["result"]
+            elif "task" in entry:
+                self.finished[entry["task"]] = entry.get("result")
         return start
 
     def _reset(self) -> None:
-        for child in self.files.iterdir():
-            child.unlink()
+        self.keep({})
         self.stream.seek(0)
         self.stream.truncate()
+
+    def keep(self, sizes: dict[str, int]) -> None:
+        """Remove all other files; where one of these is not whole, nothing counts as finished."""
+        for child in self.files.iterdir():
+            if child.name not in sizes:
+                child.unlink() if child.is_file() or child.is_symlink() else shutil.rmtree(child)
+        whole = all(_size(self.files / name) == size for name, size in sizes.items())
+        if not whole:
+            self.finished = {}
 
     def record(self, task: str, result: Any) -> None:
         """Note that a task is done."""
@@ -107,6 +118,10 @@ class Journal:
         self.close()
         with contextlib.suppress(OSError):
             shutil.rmtree(self.folder)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _boot() -> str:

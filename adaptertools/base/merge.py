@@ -14,67 +14,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adaptertools.adapter.model import Adapter
 from adaptertools.base import receipt
-from adaptertools.base.checkpoint import Checkpoint, open_base
-from adaptertools.base.companions import companions, dtype_changes
+from adaptertools.base.checkpoint import open_base
 from adaptertools.base.engine import run_threads
 from adaptertools.base.execute import Workshop, copy_range
 from adaptertools.base.identity import identify
-from adaptertools.base.journal import Journal
+from adaptertools.base.journal import Journal, journal_folder
 from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs, make_options
-from adaptertools.base.outputs import index_file, lay_out
 from adaptertools.base.place import check_place, check_space, publish
 from adaptertools.base.plan import MergePlan, OutputFile
-from adaptertools.base.planning import Planner
-from adaptertools.base.quantised import refuse_quantised
+from adaptertools.base.prepare import make_plan
 from adaptertools.base.result import MergeResult
 from adaptertools.base.work import ComputeTask, CopyTask, Tally, tasks
-from adaptertools.errors import FindingsError, MergeError, OutputError, SourceError
-from adaptertools.formats.config import config_findings
+from adaptertools.errors import (
+    FindingsError,
+    InterruptedMergeError,
+    MergeError,
+    OutputError,
+    SourceError,
+)
 from adaptertools.formats.opening import open_adapter
 from adaptertools.formats.values import value_findings
-from adaptertools.store.dtypes import DTYPES
 from adaptertools.store.read import sha256
 
 Progress = Callable[[int, int], None]
-
-
-def make_plan(
-    base: Checkpoint,
-    adapters: Sequence[tuple[Adapter, float]],
-    options: MergeOptions,
-    file_name: str | None = None,
-) -> MergePlan:
-    """Plan a merge from headers; raises `FindingsError` with every fault found."""
-    findings = [f for a, _ in adapters for f in (*a.findings, *config_findings(a))]
-    if any(f.severity == "error" for f in findings):
-        raise FindingsError(findings)
-    refuse_quantised(base)
-    planner = Planner(base, adapters, options.dtype)
-    planner.run()
-    findings += planner.findings
-    if planner.errors:
-        raise FindingsError(findings)
-    torch_name = DTYPES[options.dtype].torch if options.dtype != "auto" else ""
-    changes = dtype_changes(base, options.dtype, torch_name) | planner.config_changes
-    files = lay_out(base, planner.tensors, planner.added, options.shard_size, file_name)
-    beside, left_out = companions(
-        base, [a for a, _ in adapters], changes, with_code=options.with_code
-    )
-    index = index_file(base, files)
-    return MergePlan(
-        base,
-        tuple(adapters),
-        files,
-        (*beside, *([index] if index else [])),
-        left_out,
-        options.compute_dtype,
-        planner.targets,
-        tuple(findings),
-        changes if not base.is_file else {},
-        options.residual_base,
-    )
 
 
 @dataclass(slots=True)
@@ -109,9 +72,8 @@ class Merge:
         if bad:
             raise FindingsError(bad)
         stamps = {path: _stamp(path) for path in _sources(plan)}
-        journal = Journal(
-            self.out, plan.digest(), overwrite=self.options.overwrite, sync=self.options.sync
-        )
+        journal = self._open_journal(plan)
+        journal.keep({file.name: file.size for file in plan.files})
         resumed = len(journal.finished)
         try:
             tallies = self._execute(plan, journal)
@@ -123,7 +85,7 @@ class Merge:
             self._publish(plan, journal, made)
         except KeyboardInterrupt:
             journal.close()
-            raise
+            raise InterruptedMergeError(journal.folder) from None
         except OSError as error:
             journal.discard()
             raise OutputError(
@@ -139,6 +101,18 @@ class Merge:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peak *= 1 if sys.platform == "darwin" else 1024
         return MergeResult(self.out, plan, made, seconds, peak, resumed)
+
+    def _open_journal(self, plan: MergePlan) -> Journal:
+        folder = journal_folder(self.out)
+        existed = folder.exists()
+        try:
+            return Journal(
+                self.out, plan.digest(), overwrite=self.options.overwrite, sync=self.options.sync
+            )
+        except OSError as error:
+            if not existed:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise _write_error(self.out, error) from None
 
     def _recipe(self) -> dict[str, Any]:
         options = self.options
@@ -216,13 +190,14 @@ class Merge:
             elif companion.source is not None:
                 shutil.copyfile(companion.source, target)
         text = json.dumps(made, indent=2, ensure_ascii=False) + "\n"
+        data = text.encode("utf-8", "backslashreplace")  # of a lone surrogate: its JSON escape
         if self.options.sync:
             _sync(journal.files)
         if plan.base.is_file:
             publish(journal.files / plan.files[0].name, self.out)
-            receipt_path(self.out).write_text(text, encoding="utf-8")
+            receipt_path(self.out).write_bytes(data)
         else:
-            (journal.files / receipt.NAME).write_text(text, encoding="utf-8")
+            (journal.files / receipt.NAME).write_bytes(data)
             publish(journal.files, self.out)
         journal.discard()
 
@@ -232,6 +207,11 @@ def receipt_path(out: Path) -> Path:
     if out.suffix == ".safetensors":
         return out.with_name(f"{out.stem}.{receipt.NAME}")
     return out / receipt.NAME
+
+
+def _write_error(out: Path, error: OSError) -> OutputError:
+    why = error.strerror or str(error)
+    return OutputError("AT505", f"cannot be written: {why}", file=out, hint="is the disk full?")
 
 
 def _load_torch() -> None:

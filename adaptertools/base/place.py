@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -9,10 +10,19 @@ from pathlib import Path
 
 from adaptertools.errors import OutputError
 
+MAX_NAME = 200
+
 
 def check_place(out: Path, inputs: Iterable[Path], *, is_file: bool, overwrite: bool) -> None:
     """Raise `OutputError` (AT501 to AT503, AT508) when `out` cannot take the result."""
     parent = out.parent
+    try:
+        out.is_dir()
+        (parent / out.name).stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OutputError("AT503", f"cannot be used: {error.strerror}", file=out) from None
     if not parent.is_dir():
         raise OutputError(
             "AT503", f"its folder {parent} does not exist", file=out, hint=f"mkdir -p '{parent}'"
@@ -89,16 +99,31 @@ def publish(source: Path, out: Path) -> None:
     if not out.exists() or _is_empty_dir(out) or source.is_file():
         source.replace(out) if source.is_file() else _rename_dir(source, out)
         return
-    old = out.parent / f".{out.name}.adaptertools-old"
-    if old.exists():
-        shutil.rmtree(old)
+    old = hidden_sibling(out, "old")
+    _remove(old)
     out.rename(old)
     try:
         source.rename(out)
     except OSError:
         old.rename(out)
         raise
-    shutil.rmtree(old)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def hidden_sibling(out: Path, what: str) -> Path:
+    """Return a hidden place beside `out`; a long name is shortened to fit the file system."""
+    name = os.fsencode(out.name)
+    if len(name) > MAX_NAME:
+        digest = hashlib.sha256(name).hexdigest()[:16]
+        return out.parent / f".{digest}.adaptertools-{what}"
+    return out.parent / f".{out.name}.adaptertools-{what}"
 
 
 def _rename_dir(source: Path, out: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from adaptertools.adapter.model import Adapter
 from adaptertools.base.checkpoint import open_base
-from adaptertools.base.merge import make_plan
 from adaptertools.base.options import MergeOptions
+from adaptertools.base.prepare import make_plan
 from adaptertools.check.family import family_findings
 from adaptertools.check.inspecting import BaseInfo, inspect
 from adaptertools.check.rules import run_rules

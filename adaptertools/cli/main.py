@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -88,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed or findings, 2 usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     out = Output(json="--json" in arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code: Any = cli.main(arguments, prog_name="adaptertools", standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -97,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except AdapterError as error:
         _debug()
         out.error(error)
-        code = 2 if error.code == "AT500" else 1
-    except (KeyboardInterrupt, click.Abort) as error:
-        print(str(error) or "interrupted", file=sys.stderr)
+        code = {"AT500": 2, "AT900": 130}.get(error.code, 1)
+    except (KeyboardInterrupt, click.Abort):
+        out.error(AdapterError("AT900", "interrupted; nothing was written"))
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

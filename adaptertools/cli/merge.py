@@ -8,13 +8,12 @@ from typing import Any
 
 import click
 
-from adaptertools.base.journal import journal_folder
 from adaptertools.base.merge import Merge
 from adaptertools.base.options import as_pairs, make_options
 from adaptertools.base.plan import MergePlan
 from adaptertools.base.result import MergeResult
 from adaptertools.cli.options import PATH, examples, output_options, spec_option
-from adaptertools.cli.output import Output, human_bytes, pattern, table
+from adaptertools.cli.output import Output, grouped, human_bytes, table
 
 
 @click.command(
@@ -75,26 +74,18 @@ def command(
         return
     with printer.progress("merging") as progress:
         job.progress = progress
-        try:
-            result = job.run(plan)
-        except KeyboardInterrupt:
-            kept = journal_folder(out)
-            raise KeyboardInterrupt(
-                f"interrupted; what is done is kept in {kept}\n"
-                "  hint: the same command goes on from there, --overwrite starts afresh"
-            ) from None
+        result = job.run(plan)
     printer.result(result.to_json(), result_lines(result), str(out))
 
 
 def plan_lines(plan: MergePlan, jobs: int) -> Iterator[str]:
     """Yield the human form of a plan."""
-    alike: dict[tuple[str, ...], int] = {}
-    for tensor in plan.touched:
-        shape = "×".join(map(str, tensor.shape))
-        key = (f"  {pattern(tensor.name)}", shape, tensor.dtype, tensor.formula)
-        alike[key] = alike.get(key, 0) + 1
-    rows = [(*key[:1], f"×{count}", *key[1:]) for key, count in alike.items()]
-    yield from table([("  tensor", "", "shape", "dtype", "new value"), *rows])
+    rows = grouped(
+        (tensor.name, "×".join(map(str, tensor.shape)), tensor.dtype, tensor.formula)
+        for tensor in plan.touched
+    )
+    header = ("  tensor", "", "shape", "dtype", "new value")
+    yield from table([header, *((f"  {name}", *rest) for name, *rest in rows)])
     yield f"{len(plan.touched)} of {len(plan.tensors)} tensors change, by {plan.targets} updates"
     yield f"  copied    {human_bytes(plan.copied_bytes)}"
     yield f"  computed  {human_bytes(plan.computed_bytes)}"

@@ -44,12 +44,12 @@ class Output:
                 print(printable(brief))
         else:
             for line in lines:
-                print(_safe(line))
+                print(printable(line))
 
     def note(self, text: str) -> None:
         """Print a remark for people on stderr."""
         if not self.quiet and not self.json:
-            print(_safe(text), file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
     def findings(self, findings: Iterable[Finding]) -> None:
         """Print findings as remarks on stderr."""
@@ -108,10 +108,6 @@ def _lines(what: str) -> Callable[[int, int], None]:
     return update
 
 
-def _safe(line: str) -> str:
-    return "\n".join(printable(part) for part in line.split("\n"))
-
-
 def finding_lines(findings: Iterable[Finding]) -> list[str]:
     """Return findings as lines, each with its next step; of many alike, a few and their number."""
     alike: dict[tuple[str, str | None], list[Finding]] = {}
@@ -127,13 +123,20 @@ def finding_lines(findings: Iterable[Finding]) -> list[str]:
     return lines
 
 
-def pattern(name: str) -> str:
-    """Return a tensor name with its numbers left open, for grouping what repeats in every layer.
+def grouped(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return rows with those alike in every layer put together; the second cell is their number.
 
-    >>> pattern("model.layers.11.mlp.up_proj.weight")
-    'model.layers.*.mlp.up_proj.weight'
+    >>> grouped([("layers.0.up", "F32"), ("layers.1.up", "F32")])
+    [('layers.*.up', '×2', 'F32')]
     """
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, *rest in rows:
+        key = (".".join("*" if part.isdigit() else part for part in name.split(".")), *rest)
+        alike.setdefault(key, []).append(name)
+    return [
+        (names[0] if len(names) == 1 else key[0], f"×{len(names)}", *key[1:])
+        for key, names in alike.items()
+    ]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -10,7 +10,7 @@ import click
 
 from adaptertools.base.verify import FINE, Verification, verify
 from adaptertools.cli.options import PATH, examples, output_options, spec_option
-from adaptertools.cli.output import Output, finding_lines, pattern, table
+from adaptertools.cli.output import Output, finding_lines, grouped, table
 
 
 @click.command(
@@ -48,12 +48,12 @@ def command(
 
 def lines(found: Verification) -> Iterator[str]:
     """Yield the human form of a verification."""
-    alike: dict[tuple[str, str, str], int] = {}
-    for verdict in (*found.targets, *found.others):
-        if verdict.verdict not in FINE:
-            key = (verdict.verdict, pattern(verdict.name), verdict.detail)
-            alike[key] = alike.get(key, 0) + 1
-    yield from table([(kind, name, f"×{n}", why) for (kind, name, why), n in alike.items()])
+    rows = [
+        (verdict.name, verdict.verdict, verdict.detail)
+        for verdict in (*found.targets, *found.others)
+        if verdict.verdict not in FINE
+    ]
+    yield from table([(kind, name, n, why) for name, n, kind, why in grouped(rows)])
     yield from finding_lines(found.findings)
     kinds = dict.fromkeys(v.verdict for v in (*found.targets, *found.others))
     counts = ", ".join(f"{found.count(kind)} {kind}" for kind in kinds)

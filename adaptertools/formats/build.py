@@ -22,7 +22,9 @@ from adaptertools.errors import FormatError
 from adaptertools.formats.group import Group
 from adaptertools.formats.rates import Rate
 from adaptertools.formats.spec import Role
+from adaptertools.formats.targets import covered
 from adaptertools.patterns.dims import Dims
+from adaptertools.store.dtypes import DTYPES
 from adaptertools.store.read import read_flat, read_tensor
 from adaptertools.store.slot import Slot
 
@@ -32,11 +34,20 @@ class Builder:
 
     def __init__(self, config: Mapping[str, Any], warn: Callable[..., None]) -> None:
         self.config, self.warn = config, warn
+        self.feedforward: set[str] = set()
 
     def low_rank(self, group: Group, rate: Callable[[int], Rate]) -> LowRank:
         down, down_sizes = self._factor(group, "down", ("rank", "in"))
         up, up_sizes = self._factor(group, "up", ("out", "rank"))
         rank = down_sizes["rank"]
+        slots = group.slots
+        if len(slots["up"].shape) != len(slots["down"].shape):
+            raise FormatError(
+                "AT220",
+                f"shape {list(slots['up'].shape)} does not go with {list(slots['down'].shape)} of "
+                f"{down.key}",
+                key=up.key,
+            )
         if up_sizes["rank"] != rank:
             raise FormatError(
                 "AT221",
@@ -131,14 +142,20 @@ class Builder:
 
     def _feedforward_axis(self, group: Group) -> Axis:
         """PEFT's rule (tuners/ia3/model.py): an entry is a plain suffix, a string a full match."""
-        field = group.update.feedforward
-        named = self.config.get(field) if field else None
+        named = self.config.get(group.update.feedforward or "")
         if isinstance(named, str):
-            from adaptertools.patterns.bounded import match_table
-
-            return "in" if match_table(r"(?:{})\Z", [named], [group.module])[0][0] else "out"
+            return "in" if group.module in self.feedforward else "out"
         entries = [e for e in named or () if isinstance(e, str)]
         return "in" if any(group.module.endswith(entry) for entry in entries) else "out"
+
+    def match_feedforward(self, groups: Sequence[Group]) -> None:
+        """Match a pattern of feedforward modules against all the modules at once."""
+        for field in {g.update.feedforward for g in groups if g.update.feedforward}:
+            modules = [g.module for g in groups if g.update.feedforward == field]
+            named = self.config.get(field)
+            if isinstance(named, str):
+                hits = covered(named, modules)
+                self.feedforward |= {m for m, hit in zip(modules, hits, strict=True) if hit}
 
     def replace(self, group: Group) -> Replace:
         slot = group.slots["value"]
@@ -225,6 +242,8 @@ def _no_fit(slot: Slot, role: Role, size: int | None = None) -> FormatError:
 
 
 def _make_factor(slot: Slot, dims: Dims, axes: Sequence[str], known: dict[str, int]) -> Factor:
+    if not DTYPES[slot.dtype].floating:
+        raise FormatError("AT226", f"holds {slot.dtype}, not floating point numbers", key=slot.name)
     sizes = dims.solve(slot.shape, known)
     kernel = slot.shape[len(dims.axes) :] if dims.tail not in ("", "1") else ()
     shape = tuple(sizes[axis] for axis in axes) + tuple(kernel)

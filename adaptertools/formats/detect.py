@@ -67,6 +67,8 @@ def _unknown(config: Mapping[str, Any], keys: list[str]) -> str:
     kind = config.get("peft_type")
     if kind is not None:
         return f"peft_type {str(kind)[:40]!r} is not one that adaptertools knows"
+    if "peft_type" in config:
+        return "peft_type is null, and the keys fit no known format"
     sample = f"keys such as {keys[0]!r}" if keys else "no keys"
     return f"not an adapter in a known format: {sample}"
 

@@ -73,6 +73,7 @@ class Parser:
             places = self._stacked_places(low_rank)
             names = [".".join(places[id(g)]) if id(g) in places else g.module for g in low_rank]
             rates = Rates(self.spec, self.config, names) if self.spec.scale else None
+            self.builder.match_feedforward(groups)
         except FormatError as error:
             self._fault(error, self.config_file)
             return []
@@ -207,7 +208,7 @@ class Parser:
             return
         for name, term in (("rank", rates.rank), ("alpha", rates.alpha)):
             for pattern in term.unused:
-                title = f"the {name} pattern {pattern!r} matches no module"
+                title = f"the {name} pattern {pattern[:80]!r} matches no module"
                 self._find("AT305", "warning", title, file=self.config_file)
             for module in term.contested:
                 title = f"two {name} patterns with different values match {module}; the first wins"

@@ -19,6 +19,7 @@ RULES: dict[str, Callable[[float, int], float]] = {
     # AdaLoRA in PEFT: an alpha that is not positive stands for the rank
     "alpha/(rank+1e-5)": lambda alpha, rank: (alpha if alpha > 0 else rank) / (rank + 1e-5),
 }
+LARGEST = 1e30
 # PEFT's rule (utils/other.py, get_pattern_key): anchored at the end, at a dot boundary, first wins.
 PATTERN_RULE = r"(.*\.)?({})$"
 
@@ -79,7 +80,7 @@ class _Term:
         rows = match_table(PATTERN_RULE, list(patterns), modules)
         contested = []
         for pattern, row in zip(patterns, rows, strict=True):
-            value = _number(patterns, pattern, None)
+            value = _number(patterns, pattern, None, f"{field}.{pattern}")
             for module, hit in zip(modules, row, strict=True):
                 if hit and value is not None and self.table.setdefault(module, value) != value:
                     contested.append(module)
@@ -90,10 +91,14 @@ class _Term:
         return self.table.get(module, self.default)
 
 
-def _number(table: Mapping[str, Any], field: str, default: float | None) -> float | None:
+def _number(
+    table: Mapping[str, Any], field: str, default: float | None, shown: str = ""
+) -> float | None:
     value = table.get(field, default)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise FormatError("AT301", f"must be a finite number, not {value!r}", key=field)
-    return value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not -LARGEST <= value <= LARGEST:
+        told = str(value)[:40]
+        raise FormatError("AT301", f"must be a finite number, not {told!r}", key=shown or field)
+    return float(value)

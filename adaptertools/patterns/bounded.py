@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from adaptertools.errors import FormatError
 
-SECONDS = 3.0
+SECONDS = 2.0
 _PLAIN = re.compile(r"(?:\.\*)?(?:[\w\-]|\\?\.|\\d)*")
 _CHILD = """
 import json, re, sys

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import LORA_CONFIG, write_adapter
+from builders import LORA_CONFIG, tiny_base, write_adapter
 
 import adaptertools
 
@@ -141,14 +141,19 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     ranks = {"error": 0, "warning": 1, "info": 2}
     order = [ranks[f.severity] for f in findings]
     assert order == sorted(order)
+    base = tiny_base(tmp_path / "base")
     with pytest.raises(adaptertools.FindingsError) as caught:
-        adaptertools.merge(place, place, tmp_path / "out", dry_run=True)
-    assert caught.value.code
+        adaptertools.merge(base, place, tmp_path / "out", dry_run=True)
+    raised = {f.id for f in caught.value.findings if f.severity == "error"}
+    assert raised >= {f.id for f in findings if f.severity == "error"}
+    count = sum(f.severity == "error" for f in caught.value.findings)
+    assert f"and {count - 1} more" in str(caught.value)
 
 
 def test_no_config_means_no_scale(tmp_path: Path) -> None:
     """AT225: PEFT's keys without adapter_config.json have no alpha, and none is guessed."""
-    weights(tmp_path / "adapter", GOOD)
+    shapes = {"e.lora_embedding_A": (4, 9), "e.lora_embedding_B": (5, 4)}
+    weights(tmp_path / "adapter", shapes)
     assert [f.severity for f in found(tmp_path / "adapter", "AT225")] == ["error"]
 
 

@@ -107,6 +107,23 @@ def test_damaged_journal(run: Arena, expected: dict[str, str], spoil: str) -> No
         assert not run.out.exists()
         again(run, overwrite=True)
     assert hashes(run.out) == expected
+    only(run, run.out)
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["resume", "overwrite"])
+def test_stray_files_in_the_journal(run: Arena, overwrite: bool) -> None:
+    """What an earlier run had laid beside the weights (it died just before its end) is not kept."""
+    own_inputs(run)
+    half_done(run)
+    if overwrite:
+        run.configure(lora_alpha=16)
+    folder = next(journal(run).rglob("*.safetensors")).parent
+    (folder / "stale.txt").write_text("x")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "stale.json").write_text("{}")
+    again(run, overwrite=overwrite)
+    assert not [path for path in run.out.rglob("*") if "stale" in path.name]
+    only(run, run.out, run.root / "in")
 
 
 def test_jobs_do_not_matter(run: Arena, expected: dict[str, str]) -> None:
@@ -132,9 +149,10 @@ def test_verify_sees_one_changed_byte(arena: Arena, name: str) -> None:
     data = bytearray(model.read_bytes())
     data[start + header[name]["data_offsets"][1] - 1] ^= 0x40
     model.write_bytes(data)
-    result = cli("verify", arena.out, "--base", arena.base, "--adapter", arena.adapter)
+    inputs = ("--base", arena.base, "--adapter", arena.adapter)
+    result = cli("verify", arena.out, *inputs, "--json")
     assert result.code == 1
-    assert name in result.text
+    assert name in result.out
 
 
 def mixed_or_not(run: Arena, **options: Any) -> None:

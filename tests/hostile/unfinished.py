@@ -48,9 +48,14 @@ def start(arena: Arena, *options: object) -> subprocess.Popen[bytes]:
     return child
 
 
-def finish(child: subprocess.Popen[bytes], timeout: float = 60) -> tuple[int, str]:
-    """Wait for a child and return its exit code and all it said."""
-    out, err = child.communicate(timeout=timeout)
+def finish(child: subprocess.Popen[bytes], timeout: float = 30) -> tuple[int, str]:
+    """Wait for a child and return its exit code and all it said; a child that hangs is killed."""
+    try:
+        out, err = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        raise AssertionError(f"the program hung for {timeout:g} s") from None
     text = (out + err).decode(errors="replace")
     assert "Traceback" not in text, text
     return child.returncode, text
