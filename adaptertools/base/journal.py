@@ -91,14 +91,18 @@ class Journal:
         self.stream.seek(0)
         self.stream.truncate()
 
-    def keep(self, sizes: dict[str, int]) -> None:
-        """Remove all other files; where one of these is not whole, nothing counts as finished."""
+    def keep(self, sizes: dict[str, int]) -> int:
+        """Remove all other files; where one of these is not whole, nothing counts as finished.
+
+        Returns how many tasks are finished.
+        """
         for child in self.files.iterdir():
             if child.name not in sizes:
                 child.unlink() if child.is_file() or child.is_symlink() else shutil.rmtree(child)
         whole = all(_size(self.files / name) == size for name, size in sizes.items())
         if not whole:
             self.finished = {}
+        return len(self.finished)
 
     def record(self, task: str, result: Any) -> None:
         """Note that a task is done."""

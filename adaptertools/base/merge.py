@@ -49,6 +49,7 @@ class Merge:
     out: Path
     options: MergeOptions
     progress: Progress = field(default=lambda done, total: None)
+    stamps: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
 
     def plan(self) -> MergePlan:
         """Open everything and plan; nothing is written."""
@@ -60,59 +61,66 @@ class Merge:
         base = open_base(self.base)
         inputs = [self.base, *(path for path, _ in self.adapters)]
         check_place(self.out, inputs, is_file=base.is_file, overwrite=self.options.overwrite)
-        return make_plan(base, opened, self.options, self.out.name)
+        plan = make_plan(base, opened, self.options, self.out.name)
+        self.stamps = {path: _stamp(path) for path in _sources(plan)}
+        return plan
 
     def run(self, plan: MergePlan) -> MergeResult:
         """Carry a plan out; on failure nothing stays but, after an interrupt, the journal."""
         started = time.monotonic()
-        loading = threading.Thread(target=_load_torch, daemon=True)
+        loading = threading.Thread(target=_load_torch)
         loading.start()
-        inputs = self._identify(plan)
-        bad = [f for a, _ in plan.adapters for f in value_findings(a) if f.severity == "error"]
-        if bad:
-            raise FindingsError(bad)
-        stamps = {path: _stamp(path) for path in _sources(plan)}
-        journal = self._open_journal(plan)
-        journal.keep({file.name: file.size for file in plan.files})
-        resumed = len(journal.finished)
         try:
-            tallies = self._execute(plan, journal)
+            made, resumed = self._run(plan)
+        except KeyboardInterrupt:
+            if (folder := journal_folder(self.out)).exists():
+                raise InterruptedMergeError(folder) from None
+            raise
+        except OSError as error:
+            raise OutputError(
+                "AT505",
+                f"cannot be written: {error.strerror or error}",
+                file=self.out,
+                hint="is the disk full?",
+            ) from None
+        finally:
             loading.join()
-            if changed := [path for path, stamp in stamps.items() if _stamp(path) != stamp]:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
+        return MergeResult(self.out, plan, made, time.monotonic() - started, peak, resumed)
+
+    def _run(self, plan: MergePlan) -> tuple[dict[str, Any], int]:
+        """Return the receipt, and how many tasks an earlier run had finished."""
+        inputs = self._identify(plan)
+        found = [f for adapter, _ in plan.adapters for f in value_findings(adapter)]
+        if any(f.severity == "error" for f in found):
+            raise FindingsError(found)
+        journal = self._open_journal(plan)
+        try:
+            resumed = journal.keep({file.name: file.size for file in plan.files})
+            tallies = self._execute(plan, journal)
+            if changed := [path for path, stamp in self.stamps.items() if _stamp(path) != stamp]:
                 raise SourceError("AT411", "changed while it was being merged", file=changed[0])
             self._check_changed(plan, tallies)
             made = receipt.make_receipt(plan, tallies, inputs, self._recipe())
             self._publish(plan, journal, made)
         except KeyboardInterrupt:
             journal.close()
-            raise InterruptedMergeError(journal.folder) from None
-        except OSError as error:
-            journal.discard()
-            raise OutputError(
-                "AT505",
-                f"cannot be written: {error.strerror}",
-                file=self.out,
-                hint="is the disk full?",
-            ) from None
+            raise
         except BaseException:
             journal.discard()
             raise
-        seconds = time.monotonic() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak *= 1 if sys.platform == "darwin" else 1024
-        return MergeResult(self.out, plan, made, seconds, peak, resumed)
+        return made, resumed
 
     def _open_journal(self, plan: MergePlan) -> Journal:
-        folder = journal_folder(self.out)
+        folder, options = journal_folder(self.out), self.options
         existed = folder.exists()
         try:
-            return Journal(
-                self.out, plan.digest(), overwrite=self.options.overwrite, sync=self.options.sync
-            )
-        except OSError as error:
+            return Journal(self.out, plan.digest(), overwrite=options.overwrite, sync=options.sync)
+        except OSError:
             if not existed:
                 shutil.rmtree(folder, ignore_errors=True)
-            raise _write_error(self.out, error) from None
+            raise
 
     def _recipe(self) -> dict[str, Any]:
         options = self.options
@@ -207,11 +215,6 @@ def receipt_path(out: Path) -> Path:
     if out.suffix == ".safetensors":
         return out.with_name(f"{out.stem}.{receipt.NAME}")
     return out / receipt.NAME
-
-
-def _write_error(out: Path, error: OSError) -> OutputError:
-    why = error.strerror or str(error)
-    return OutputError("AT505", f"cannot be written: {why}", file=out, hint="is the disk full?")
 
 
 def _load_torch() -> None:
