@@ -33,6 +33,19 @@ class Tallies:
     square: float = 0.0
 
 
+def judge_one(tensor: TensorPlan, made: Slot | None, compute_word: str) -> Verdict:
+    """Return the verdict on one planned tensor, given what OUT holds under its name."""
+    torch.set_num_threads(1)
+    if made is None:
+        return Verdict(tensor.name, "missing", detail="the merge writes it, OUT lacks it")
+    if made.shape != tensor.shape:
+        detail = f"shape {list(made.shape)}, the merge gives {list(tensor.shape)}"
+        return Verdict(tensor.name, "changed", detail=detail)
+    if not tensor.steps:
+        return judge_untouched(tensor, made)
+    return judge(replace(tensor, dtype=made.dtype), made, compute_word)
+
+
 def judge(tensor: TensorPlan, made: Slot, compute_word: str) -> Verdict:
     """Return the verdict on a touched tensor; `tensor` carries the dtype that OUT stores."""
     with torch.inference_mode():

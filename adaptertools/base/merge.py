@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +14,7 @@ from typing import Any
 
 from adaptertools.base import receipt
 from adaptertools.base.checkpoint import open_base
-from adaptertools.base.engine import run_threads
+from adaptertools.base.engine import Interrupts, run_threads
 from adaptertools.base.execute import Workshop, copy_range
 from adaptertools.base.identity import identify
 from adaptertools.base.journal import Journal, journal_folder
@@ -24,7 +22,7 @@ from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs, make_o
 from adaptertools.base.place import check_place, check_space, publish
 from adaptertools.base.plan import MergePlan, OutputFile
 from adaptertools.base.prepare import make_plan
-from adaptertools.base.result import MergeResult
+from adaptertools.base.result import MergeResult, peak_rss
 from adaptertools.base.work import ComputeTask, CopyTask, Tally, tasks
 from adaptertools.errors import (
     FindingsError,
@@ -71,7 +69,8 @@ class Merge:
         loading = threading.Thread(target=_load_torch)
         loading.start()
         try:
-            made, resumed = self._run(plan)
+            with Interrupts() as interrupts:
+                made, resumed = self._run(plan, interrupts)
         except KeyboardInterrupt:
             if (folder := journal_folder(self.out)).exists():
                 raise InterruptedMergeError(folder) from None
@@ -85,20 +84,20 @@ class Merge:
             ) from None
         finally:
             loading.join()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak *= 1 if sys.platform == "darwin" else 1024
+        peak = peak_rss()
         return MergeResult(self.out, plan, made, time.monotonic() - started, peak, resumed)
 
-    def _run(self, plan: MergePlan) -> tuple[dict[str, Any], int]:
+    def _run(self, plan: MergePlan, interrupts: Interrupts) -> tuple[dict[str, Any], int]:
         """Return the receipt, and how many tasks an earlier run had finished."""
         inputs = self._identify(plan)
         found = [f for adapter, _ in plan.adapters for f in value_findings(adapter)]
         if any(f.severity == "error" for f in found):
             raise FindingsError(found)
+        interrupts.check()
         journal = self._open_journal(plan)
         try:
             resumed = journal.keep({file.name: file.size for file in plan.files})
-            tallies = self._execute(plan, journal)
+            tallies = self._execute(plan, journal, interrupts)
             if changed := [path for path, stamp in self.stamps.items() if _stamp(path) != stamp]:
                 raise SourceError("AT411", "changed while it was being merged", file=changed[0])
             self._check_changed(plan, tallies)
@@ -143,7 +142,9 @@ class Merge:
             ],
         }
 
-    def _execute(self, plan: MergePlan, journal: Journal) -> dict[str, Tally]:
+    def _execute(
+        self, plan: MergePlan, journal: Journal, interrupts: Interrupts
+    ) -> dict[str, Tally]:
         todo = list(tasks(plan))
         left = [task for task in todo if task.id not in journal.finished]
         check_space(
@@ -171,7 +172,11 @@ class Merge:
             journal.record(task.id, results[task.id])
             written += task.size
 
-        run_threads(left, do, done, self.options.jobs, lambda: self.progress(written, total))
+        def tick() -> None:
+            interrupts.check()
+            self.progress(written, total)
+
+        run_threads(left, do, done, self.options.jobs, tick)
         workshop.close()
         tallies: dict[str, Tally] = {}
         for task in todo:

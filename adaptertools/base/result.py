@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,3 +42,16 @@ class MergeResult:
             "resumed_tasks": self.resumed,
             "notes": [note.to_json() for note in self.plan.notes],
         }
+
+
+def peak_rss() -> int:
+    """Return the most memory this process has held, in bytes.
+
+    Linux tells it in /proc; `getrusage` there starts from what the parent process held.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

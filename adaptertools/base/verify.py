@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptertools.base.checkpoint import Checkpoint, open_base
+from adaptertools.base.engine import Interrupts, run_threads
 from adaptertools.base.identity import identify
 from adaptertools.base.merge import receipt_path
-from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs
+from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs, available_cores
 from adaptertools.base.plan import MergePlan
 from adaptertools.base.prepare import make_plan
 from adaptertools.errors import Finding, SourceError, Where
@@ -85,6 +86,7 @@ def verify(
     base: str | Path | None = None,
     adapters: AdapterRef | Sequence[AdapterRef] = (),
     *,
+    jobs: int | None = None,
     specs: Sequence[Path] = (),
 ) -> Verification:
     """Say whether `out` is the merge of `adapters` into `base`, tensor by tensor.
@@ -113,7 +115,7 @@ def verify(
     plan = make_plan(source, opened, options, place.name)
     if by_receipt:
         findings += _check_inputs(plan, receipt, receipt_file)
-    targets, others = _judge_all(plan, made)
+    targets, others = _judge_all(plan, made, jobs or available_cores())
     return Verification(place, by_receipt, targets, others, plan.targets, tuple(findings))
 
 
@@ -175,28 +177,24 @@ def _changed(file: Path, name: str, noted: Any, now: Any) -> Finding:
 
 
 def _judge_all(
-    plan: MergePlan, made: Checkpoint
+    plan: MergePlan, made: Checkpoint, jobs: int
 ) -> tuple[tuple[Verdict, ...], tuple[Verdict, ...]]:
-    from adaptertools.base.judge import judge, judge_untouched
+    from adaptertools.base.judge import judge_one
 
-    targets: list[Verdict] = []
-    others: list[Verdict] = []
-    planned = {tensor.name: tensor for tensor in plan.tensors}
-    for name, tensor in planned.items():
-        slot = made.slots.get(name)
-        group = targets if tensor.steps else others
-        if slot is None:
-            group.append(Verdict(name, "missing", detail="the merge writes it, OUT lacks it"))
-        elif slot.shape != tensor.shape:
-            detail = f"shape {list(slot.shape)}, the merge gives {list(tensor.shape)}"
-            group.append(Verdict(name, "changed", detail=detail))
-        elif tensor.steps:
-            group.append(judge(replace(tensor, dtype=slot.dtype), slot, plan.compute_dtype))
-        else:
-            group.append(judge_untouched(tensor, slot))
+    found: dict[str, Verdict] = {}
+    with Interrupts() as interrupts:
+        run_threads(
+            plan.tensors,
+            lambda tensor: judge_one(tensor, made.slots.get(tensor.name), plan.compute_dtype),
+            lambda tensor, verdict: found.update({tensor.name: verdict}),
+            jobs,
+            interrupts.check,
+        )
+    targets = [found[tensor.name] for tensor in plan.tensors if tensor.steps]
+    others = [found[tensor.name] for tensor in plan.tensors if not tensor.steps]
     others += [
-        Verdict(n, "extra", detail="the merge does not write it")
-        for n in made.slots
-        if n not in planned
+        Verdict(name, "extra", detail="the merge does not write it")
+        for name in made.slots
+        if name not in found
     ]
     return tuple(targets), tuple(others)
