@@ -20,7 +20,7 @@ from adaptertools.base.identity import identify
 from adaptertools.base.journal import Journal, journal_folder
 from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs, make_options
 from adaptertools.base.place import check_place, check_space, publish
-from adaptertools.base.plan import MergePlan, OutputFile
+from adaptertools.base.plan import MergePlan
 from adaptertools.base.prepare import make_plan
 from adaptertools.base.result import MergeResult, peak_rss
 from adaptertools.base.work import ComputeTask, CopyTask, Tally, tasks
@@ -33,6 +33,7 @@ from adaptertools.errors import (
 )
 from adaptertools.formats.opening import open_adapter
 from adaptertools.formats.values import value_findings
+from adaptertools.store.create import create
 from adaptertools.store.read import sha256
 
 Progress = Callable[[int, int], None]
@@ -151,7 +152,7 @@ class Merge:
             self.out, plan.output_bytes, sum(t.size for t in todo) - sum(t.size for t in left)
         )
         for file in plan.files:
-            _create(journal.files / file.name, file)
+            create(journal.files / file.name, file.header, file.size)
         workshop = Workshop(journal.files, plan.compute_dtype)
         for task in left:
             if isinstance(task, ComputeTask):
@@ -227,13 +228,6 @@ def _load_torch() -> None:
     import torch  # noqa: F401
 
     import adaptertools.algebra.kernels  # noqa: F401
-
-
-def _create(path: Path, file: OutputFile) -> None:
-    """Create an output file at its full size, with its header; keep what a resumed run wrote."""
-    with path.open("r+b" if path.exists() else "w+b") as stream:
-        stream.write(file.header)
-        stream.truncate(file.size)
 
 
 def _sources(plan: MergePlan) -> list[Path]:
