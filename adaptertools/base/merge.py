@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -48,6 +49,7 @@ class Merge:
     out: Path
     options: MergeOptions
     progress: Progress = field(default=lambda done, total: None)
+    loading: threading.Thread | None = None
     stamps: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
 
     def plan(self) -> MergePlan:
@@ -64,11 +66,17 @@ class Merge:
         self.stamps = {path: _stamp(path) for path in _sources(plan)}
         return plan
 
+    def preload(self) -> threading.Thread:
+        """Start to import torch in the background, once, and return the thread that does."""
+        if self.loading is None:
+            self.loading = threading.Thread(target=_load_torch, daemon=True)
+            self.loading.start()
+        return self.loading
+
     def run(self, plan: MergePlan) -> MergeResult:
         """Carry a plan out; on failure nothing stays but, after an interrupt, the journal."""
         started = time.monotonic()
-        loading = threading.Thread(target=_load_torch)
-        loading.start()
+        loading = self.preload()
         try:
             with Interrupts() as interrupts:
                 made, resumed = self._run(plan, interrupts)
@@ -224,10 +232,14 @@ def receipt_path(out: Path) -> Path:
 
 
 def _load_torch() -> None:
-    """Import torch while headers are hashed and untouched bytes are copied."""
-    import torch  # noqa: F401
-
-    import adaptertools.algebra.kernels  # noqa: F401
+    """Import torch while files are hashed and untouched bytes are copied; no garbage is made."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        import adaptertools.base.compute  # noqa: F401
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _sources(plan: MergePlan) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from adaptertools.base.engine import Interrupts
 from adaptertools.base.merge import Merge
 from adaptertools.base.options import as_pairs, make_options
 from adaptertools.base.plan import MergePlan
@@ -67,13 +68,17 @@ def command(
     """
     printer = Output(json=as_json, quiet=quiet)
     job = Merge(Path(base), as_pairs(list(adapters)), out, make_options(hash=full_hash, **options))
-    plan = job.plan()
-    printer.findings(plan.notes)
     if dry_run:
+        plan = job.plan()
+        printer.findings(plan.notes)
         printer.result(plan.to_json(job.options.jobs), plan_lines(plan, job.options.jobs))
         return
-    with printer.progress("merging") as progress:
+    with Interrupts() as interrupts, printer.progress("merging") as progress:
         job.progress = progress
+        job.preload()
+        plan = job.plan()
+        printer.findings(plan.notes)
+        interrupts.check()
         result = job.run(plan)
     printer.result(result.to_json(), result_lines(result), str(out))
 
