@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-BLOCK_ELEMENTS = 1 << 18
-CHUNK_BLOCKS = 64
+BLOCK_ELEMENTS = 1 << 19
+CHUNK_BLOCKS = 32
 
 
 def block_rows(columns: int) -> int:
-    """Return how many rows of `columns` elements make one block (about a megabyte in fp32)."""
+    """Return how many rows of `columns` elements make one block (two megabytes in fp32)."""
     return max(1, BLOCK_ELEMENTS // max(1, columns))
 
 

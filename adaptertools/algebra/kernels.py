@@ -68,7 +68,9 @@ class AddLowRank(_Plain):
         stop = row + block.shape[0]
         for first, left, right in self.segments:
             low, high = max(row, first), min(stop, first + left.shape[0])
-            if low < high:
+            if low == row and high == stop:
+                block.addmm_(left[low - first : high - first], right, alpha=self.scale)
+            elif low < high:
                 rows = left[low - first : high - first]
                 block[low - row : high - row].addmm_(rows, right, alpha=self.scale)
 

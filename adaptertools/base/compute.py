@@ -19,6 +19,7 @@ from adaptertools.algebra.rounding import COMPUTE
 from adaptertools.errors import MergeError
 from adaptertools.store.dtypes import nbytes, torch_dtype
 from adaptertools.store.read import read_into, read_tensor
+from adaptertools.store.slot import Slot
 
 if TYPE_CHECKING:
     from adaptertools.base.plan import TensorPlan
@@ -30,8 +31,8 @@ class BlockReader:
     def __init__(self, tensor: TensorPlan) -> None:
         self.tensor = tensor
         self.descriptor = -1
-        self.buffer = bytearray()
         self.whole: torch.Tensor | None = None
+        self.rows = -1
 
     def __enter__(self) -> BlockReader:
         source = self.tensor.source
@@ -52,14 +53,17 @@ class BlockReader:
             return self.whole[start:stop]
         if source is None:
             return torch.zeros((stop - start, columns), dtype=torch_dtype(self.tensor.dtype))
-        size = nbytes(source.dtype, (stop - start) * columns)
-        if len(self.buffer) < size:
-            self.buffer = bytearray(size)
-        view = memoryview(self.buffer)[:size]
-        read_into(
-            self.descriptor, view, source.offset + nbytes(source.dtype, start * columns), source
-        )
-        return torch.frombuffer(view, dtype=torch_dtype(source.dtype)).reshape(-1, columns)
+        if self.rows != stop - start:
+            self._resize(source, stop - start, columns)
+        read_into(self.descriptor, self.view, source.offset + start * self.row_bytes, source)
+        return self.block
+
+    def _resize(self, source: Slot, rows: int, columns: int) -> None:
+        """Make the buffer hold `rows` rows, as bytes and as a tensor over the same memory."""
+        self.rows, self.row_bytes = rows, nbytes(source.dtype, columns)
+        self.view = memoryview(bytearray(rows * self.row_bytes))
+        flat = torch.frombuffer(self.view, dtype=torch_dtype(source.dtype))
+        self.block = flat.reshape(rows, columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,26 +121,25 @@ class Workshop:
         rows = min(block_rows(columns), task.stop - task.start)
         if not rows or not columns:
             return Tally()
+        row_bytes = nbytes(tensor.dtype, columns)
         scratch = torch.empty((rows, columns), dtype=program.compute)
-        raw = bytearray(nbytes(tensor.dtype, rows * columns))
+        raw = memoryview(bytearray(rows * row_bytes))
         rounded = torch.frombuffer(raw, dtype=torch_dtype(tensor.dtype)).reshape(rows, columns)
         tally = Tally(delta_norm=program.delta_norm if task.start == 0 else None)
         target = os.open(self.folder / task.output, os.O_WRONLY)
         try:
             with BlockReader(tensor) as reader:
-                for start, stop in blocks(task.start, task.stop, columns):
-                    stored = reader.read(start, stop)
-                    block, out = scratch[: stop - start], rounded[: stop - start]
+                for number, (start, stop) in enumerate(blocks(task.start, task.stop, columns)):
+                    stored, count = reader.read(start, stop), stop - start
+                    block, out = scratch, rounded
+                    if count < rows:
+                        block, out = scratch[:count], rounded[:count]
                     program.apply(block, stored, start)
                     check_finite(tensor, block)
                     round_to(out, block)
-                    size = nbytes(tensor.dtype, (stop - start) * columns)
-                    at = task.offset + nbytes(tensor.dtype, start * columns)
-                    write_all(target, memoryview(raw)[:size], at)
-                    sampled = start % (rows * SAMPLE_EVERY) == 0
-                    tally += _observe(
-                        tensor, stored, block, out, changed=tally.changed, sampled=sampled
-                    )
+                    write_all(target, raw[: count * row_bytes], task.offset + start * row_bytes)
+                    if number % SAMPLE_EVERY == 0 or not tally.changed:
+                        tally += _observe(tensor, stored, block, out, tally.changed)
         finally:
             os.close(target)
         return tally
@@ -151,19 +150,15 @@ def _observe(
     stored: torch.Tensor,
     block: torch.Tensor,
     out: torch.Tensor,
-    *,
     changed: bool,
-    sampled: bool,
 ) -> Tally:
-    """Tally one block: the first row of some is the sample; whether anything changed is exact."""
+    """Tally one block: its first row is the sample; whether anything changed is exact."""
     import torch
 
     if not tensor.steps:
         return Tally()
     if not out.dtype.is_floating_point or stored.dtype != out.dtype:
         return Tally(changed=changed or not torch.equal(stored.to(out.dtype), out))
-    if changed and not sampled:
-        return Tally(changed=True)
     before = stored[0].float()
     delta = block[0].float() - before
     moved = int(torch.count_nonzero(out[0] != stored[0]))
