@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MEASURED = re.compile(r"(time|peak memory) .*")
+MEASURED = re.compile(r"(time|peak memory|memory) +\S.*")
 
 
 def blocks(language: str) -> list[str]:

@@ -21,7 +21,12 @@ Blocks = Callable[[], Iterator[tuple[int, torch.Tensor]]]
 
 
 class Kernel(Protocol):
-    """What the engine calls: `prepare` once with the original blocks, then `apply` per block."""
+    """What the engine calls: `prepare` once with the original blocks, then `apply` per block.
+
+    `original` is the block before any change; a kernel that `looks_back` reads it.
+    """
+
+    looks_back: bool
 
     def prepare(self, blocks: Blocks) -> None: ...
 
@@ -29,7 +34,9 @@ class Kernel(Protocol):
 
 
 class _Plain:
-    """A kernel that needs no look at the whole weight."""
+    """A kernel that needs no look at the whole weight, nor at what it was before."""
+
+    looks_back = False
 
     def prepare(self, blocks: Blocks) -> None:
         return None
@@ -77,6 +84,8 @@ class AddLowRank(_Plain):
 
 class Dora:
     """block ← m ⊙ (block + D) / ‖W₀ + D‖, the norm along the input axis (PEFT: the original W₀)."""
+
+    looks_back = True
 
     def __init__(self, step: Step, dtype: torch.dtype) -> None:
         update = step.update
@@ -192,6 +201,7 @@ class Weighted:
 
     def __init__(self, kernel: Kernel, weight: float) -> None:
         self.kernel, self.weight = kernel, weight
+        self.looks_back = kernel.looks_back
 
     def prepare(self, blocks: Blocks) -> None:
         self.kernel.prepare(blocks)

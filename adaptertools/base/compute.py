@@ -68,10 +68,14 @@ class BlockReader:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One tensor's kernels, loaded; `delta_norm` is ‖ΔW‖ where every step is low-rank."""
+    """One tensor's kernels, loaded; `delta_norm` is ‖ΔW‖ where every step is low-rank.
+
+    `given` kernels set full values, which are the weight that the `kernels` then change.
+    """
 
     tensor: TensorPlan
     compute: torch.dtype
+    given: tuple[Kernel, ...]
     kernels: tuple[Kernel, ...]
     delta_norm: float | None
     value: torch.Tensor | None
@@ -81,22 +85,32 @@ class Program:
         if self.value is not None:
             block.copy_(self.value[row : row + block.shape[0]])
             return
-        block.copy_(stored)
+        self.start(block, stored, row)
+        original = block
+        if any(kernel.looks_back for kernel in self.kernels[1:]):
+            original = block.clone()
         for number, kernel in enumerate(self.kernels):
-            kernel.apply(block, row, block if number == 0 else stored.to(block.dtype))
+            kernel.apply(block, row, block if number == 0 else original)
+
+    def start(self, block: torch.Tensor, stored: torch.Tensor, row: int) -> None:
+        """Fill `block` with the weight before any change: as stored, or as given by the adapter."""
+        block.copy_(stored)
+        for kernel in self.given:
+            kernel.apply(block, row, block)
 
 
 def load_program(tensor: TensorPlan, compute_word: str) -> Program:
     """Read the factors of a tensor's steps and prepare its kernels."""
     compute = COMPUTE[compute_dtype(tensor.dtype, compute_word)]
     if not torch_dtype(tensor.dtype).is_floating_point:
-        return Program(tensor, torch_dtype(tensor.dtype), (), None, _plain_value(tensor))
+        return Program(tensor, torch_dtype(tensor.dtype), (), (), None, _plain_value(tensor))
+    given = sum(isinstance(step.update, Replace) for step in tensor.steps)
     kernels = tuple(make_kernel(step, compute, tensor.matrix) for step in tensor.steps)
     norm = None
     if tensor.steps and all(step.low_rank for step in tensor.steps):
         norm = _delta_norm(kernels)
-    program = Program(tensor, compute, kernels, norm, None)
-    for kernel in kernels:
+    program = Program(tensor, compute, kernels[:given], kernels[given:], norm, None)
+    for kernel in program.kernels:
         kernel.prepare(lambda: _originals(program))
     return program
 
@@ -123,7 +137,10 @@ def _originals(program: Program) -> Iterator[tuple[int, torch.Tensor]]:
     rows, columns = program.tensor.matrix
     with BlockReader(program.tensor) as reader:
         for start, stop in blocks(0, rows, columns):
-            yield start, reader.read(start, stop).to(program.compute, copy=True)
+            stored = reader.read(start, stop)
+            block = torch.empty(stored.shape, dtype=program.compute)
+            program.start(block, stored, start)
+            yield start, block
 
 
 def check_finite(tensor: TensorPlan, block: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ from adaptertools.adapter.model import Adapter, Dense, LowRank, Replace, Rows, S
 from adaptertools.algebra.step import Step, matrix_shape
 from adaptertools.base import tied
 from adaptertools.base.checkpoint import Checkpoint
+from adaptertools.base.faults import conflict, shape_error
 from adaptertools.base.layout import choose_layout, groups_of
 from adaptertools.base.match import Matcher, Place
 from adaptertools.base.plan import TensorPlan
@@ -75,6 +76,9 @@ class Planner:
                     lands_on[id(update)] = self.pair.head
                 elif self._lands_on_embedding(update):
                     lands_on[id(update)] = self.pair.embedding
+        if lands_on and not self._head_equals_embedding(self.pair):
+            self.pair = None
+            return tied.TiedChoice(untie=False)
         choice = tied.choose(self.pair, [a for a, _ in self.adapters], lands_on)
         if choice.untie:
             self._untie(self.pair)
@@ -82,6 +86,11 @@ class Planner:
             title = "both sides of the tied embedding carry the same update; it is applied once"
             self._find("AT321", "info", title, key=self.pair.embedding)
         return choice
+
+    def _head_equals_embedding(self, pair: tied.TiedPair) -> bool:
+        """Compare a stored head with the embedding: one that differs is loaded untied."""
+        head = self.base.slots.get(pair.head)
+        return head is None or same_bytes(head, self.base.slots[pair.embedding])
 
     def _lands_on_embedding(self, update: Update) -> bool:
         assert self.pair is not None
@@ -94,10 +103,7 @@ class Planner:
         if pair.head not in self.tensors:
             self.tensors[pair.head] = replace(self.tensors[pair.embedding], name=pair.head)
             self.added.append(pair.head)
-        for holder in ("", "text_config."):
-            config: Any = self.base.config.get("text_config") if holder else self.base.config
-            if isinstance(config, dict) and (not holder or "tie_word_embeddings" in config):
-                self.config_changes[f"{holder}tie_word_embeddings"] = False
+        self._set_config("tie_word_embeddings", False)
         self._find(
             "AT320",
             "warning",
@@ -105,6 +111,15 @@ class Planner:
             "separately and tie_word_embeddings becomes false",
             key=pair.head,
         )
+
+    def _set_config(self, field: str, value: Any, where: Any = None) -> None:
+        """Change a config field, nested ones too; with `where`, only where it has that value."""
+        for holder in ("", "text_config."):
+            config: Any = self.base.config.get("text_config") if holder else self.base.config
+            if not isinstance(config, dict) or (holder and field not in config):
+                continue
+            if where is None or config.get(field) == where:
+                self.config_changes[holder + field] = value
 
     def _place(self, adapter: Adapter, update: Update, weight: float) -> None:
         pair = self.pair
@@ -170,7 +185,7 @@ class Planner:
             case Dense():
                 shape = self.tensors[place.tensor].shape
                 if shape != update.diff.shape:
-                    raise _shape_error(place.tensor, shape, update.diff.shape)
+                    raise shape_error(place.tensor, shape, update.diff.shape)
                 self._add(place.tensor, Step(update, weight, ""))
 
     def _place_matrix(self, update: LowRank | Scaling, weight: float, place: Place) -> None:
@@ -199,7 +214,7 @@ class Planner:
                     hint="this part cannot be merged: the base model has no place for a bias",
                 )
             if self.tensors[bias].shape != update.bias.shape:
-                raise _shape_error(bias, self.tensors[bias].shape, update.bias.shape)
+                raise shape_error(bias, self.tensors[bias].shape, update.bias.shape)
             self._add(bias, Step(update, weight, "", "bias"))
 
     def _place_value(self, update: Replace, weight: float, place: Place) -> None:
@@ -207,12 +222,12 @@ class Planner:
         for step in tensor.steps:
             if isinstance(step.update, Replace):
                 if not same_bytes(step.update.value.source, update.value.source):
-                    raise _conflict(place.tensor, "replace it with different values")
+                    raise conflict(place.tensor, "replace it with different values")
                 return
         if tensor.shape != shape:
             grown = len(shape) == len(tensor.shape) >= 1 and shape[1:] == tensor.shape[1:]
             if not grown or weight != 1:
-                raise _shape_error(place.tensor, tensor.shape, shape)
+                raise shape_error(place.tensor, tensor.shape, shape)
             self._grow(tensor, shape)
         self._add(place.tensor, Step(update, weight, ""))
 
@@ -221,10 +236,7 @@ class Planner:
         self.tensors[tensor.name] = replace(
             tensor, shape=shape, source=None, matrix=matrix_shape("", shape)
         )
-        for holder in ("", "text_config."):
-            config: Any = self.base.config.get("text_config") if holder else self.base.config
-            if isinstance(config, dict) and config.get("vocab_size") == tensor.shape[0]:
-                self.config_changes[f"{holder}vocab_size"] = shape[0]
+        self._set_config("vocab_size", shape[0], where=tensor.shape[0])
         title = f"resized from {tensor.shape[0]} to {shape[0]} rows by the adapter's full copy"
         self._find("AT322", "warning", title, key=tensor.name)
 
@@ -233,7 +245,7 @@ class Planner:
         last = max(update.index, default=-1)
         for step in self.tensors[place.tensor].steps:
             if isinstance(step.update, Rows) and set(step.update.index) & set(update.index):
-                raise _conflict(place.tensor, "set the same rows")
+                raise conflict(place.tensor, "set the same rows")
         if len(shape) != 2 or shape[1] != update.values.shape[1] or last >= shape[0]:
             raise MergeError(
                 "AT403",
@@ -277,21 +289,3 @@ class Planner:
     ) -> None:
         where = Where(file or str(self.base.root), key)
         self.findings.append(Finding(code, severity, title, where, hint=hint))
-
-
-def _conflict(name: str, what: str) -> MergeError:
-    return MergeError(
-        "AT412",
-        f"two adapters {what}",
-        key=name,
-        hint="merge only one of them, or combine them first",
-    )
-
-
-def _shape_error(name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> MergeError:
-    return MergeError(
-        "AT403",
-        f"the base tensor is {list(base)}, the adapter's is {list(adapter)}",
-        key=name,
-        hint="is this the base the adapter was trained on?",
-    )

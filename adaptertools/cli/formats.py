@@ -30,7 +30,7 @@ def command(name: str | None, specs: tuple[Path, ...], as_json: bool, quiet: boo
     rows += [
         (s.id, s.method, ", ".join(k for k, v in s.limits.items() if v), s.title) for s in known
     ]
-    out.result([document(s) for s in known], table(rows), "\n".join(s.id for s in known))
+    out.result([document(s) for s in known], table(rows), *(s.id for s in known))
 
 
 def document(spec: FormatSpec) -> dict[str, Any]:

@@ -35,13 +35,13 @@ class Output:
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
 
-    def result(self, document: Any, lines: Iterable[str], brief: str = "") -> None:
+    def result(self, document: Any, lines: Iterable[str], *brief: str) -> None:
         """Print the result: the document with --json, `brief` with --quiet, else the lines."""
         if self.json:
             print(json.dumps(document, indent=2))
         elif self.quiet:
-            if brief:
-                print(printable(brief))
+            for line in brief:
+                print(printable(line))
         else:
             for line in lines:
                 print(printable(line))

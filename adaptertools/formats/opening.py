@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from adaptertools.adapter.model import Adapter
-from adaptertools.errors import Finding, FormatError, SourceError, Where
+from adaptertools.errors import AdapterError, Finding, SourceError, Where
 from adaptertools.formats.detect import detect
 from adaptertools.formats.parse import Parser
 from adaptertools.formats.registry import all_formats, plugged_in
+from adaptertools.formats.spec import FormatSpec
 from adaptertools.store.read import TORCH_SUFFIXES, read_slots
 
 MAX_CONFIG = 16_000_000
@@ -27,21 +28,23 @@ def open_adapter(
     Raises `SourceError` or `FormatError` when it cannot be read at all; what is wrong inside is in
     the adapter's `findings`.
     """
-    place = Path(path)
-    formats = all_formats(tuple(specs), plugins=False)
+    place, extra = Path(path), tuple(specs)
+    try:
+        return _open(place, all_formats(extra, plugins=False), accept)
+    except AdapterError as error:
+        if error.code not in ("AT100", "AT201") or not plugged_in():
+            raise
+        return _open(place, all_formats(extra), accept)
+
+
+def _open(place: Path, formats: Sequence[FormatSpec], accept: Iterable[str]) -> Adapter:
     weights, note = _find_weights(place, formats)
     config_path = next(
         (c for f in formats if f.config and (c := weights.parent / f.config).is_file()), None
     )
     config = {} if config_path is None else read_config(config_path)
     slots = read_slots(weights)
-    try:
-        guess = detect(formats, str(place), weights.name, config, slots)
-    except FormatError as error:
-        more = plugged_in() if error.code == "AT201" else ()
-        if not more:
-            raise
-        guess = detect(more, str(place), weights.name, config, slots)
+    guess = detect(formats, str(place), weights.name, config, slots)
     parser = Parser(
         guess.spec,
         slots,

@@ -102,6 +102,8 @@ def load_spec(path: Path) -> FormatSpec:
         raise SpecError("AT295", f"the spec lacks {error.args[0]!r}", file=path) from None
     except SpecError as error:
         raise SpecError(error.code, error.message, file=path, hint=error.hint) from None
+    if not spec.scale and any(update.kind == "low_rank" for update in spec.updates):
+        raise SpecError("AT295", "a low_rank update needs a [scale] rule", file=path)
     _check_ambiguity(spec, path)
     return spec
 

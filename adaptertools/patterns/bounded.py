@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from adaptertools.errors import FormatError
 
 SECONDS = 2.0
-_PLAIN = re.compile(r"(?:\.\*)?(?:[\w\-]|\\?\.|\\d)*")
+_PLAIN = re.compile(r"(?:[\w\-]|\\?\.|\\d)*")
 _CHILD = """
 import json, re, sys
 patterns, texts = json.load(sys.stdin)

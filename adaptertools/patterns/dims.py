@@ -195,14 +195,15 @@ def compile_dims(text: str) -> Dims:
 
 @cache
 def _expression(text: str) -> tuple[tuple[str, str], ...]:
-    words = re.findall(r"\s*([*/]?)\s*([A-Za-z_][\w.]*|[0-9]+)", text)
-    if not words or "".join(o + n for o, n in words) != re.sub(r"\s", "", text):
+    word = r"(?:[A-Za-z_][\w.]*|[0-9]+)"
+    if not re.fullmatch(rf"\s*{word}(?:\s*[*/]\s*{word})*\s*", text):
         raise SpecError("AT293", f"size {text!r} is not names joined by * or /")
-    return tuple(words)
+    return tuple(re.findall(rf"([*/]?)\s*({word})", text))
 
 
 def evaluate(text: str, values: Mapping[str, Any]) -> int | None:
-    """Return a size such as `hidden_size/num_attention_heads`, or None where a term is missing.
+    """Return a size such as `hidden_size/num_attention_heads`, or None where a term is missing or
+    a division leaves a rest.
 
     >>> evaluate("hidden_size/num_attention_heads", {"hidden_size": 64, "num_attention_heads": 8})
     8
@@ -211,6 +212,8 @@ def evaluate(text: str, values: Mapping[str, Any]) -> int | None:
     for operator, name in _expression(text):
         value = int(name) if name.isdigit() else values.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            return None
+        if operator == "/" and total % value:
             return None
         total = total // value if operator == "/" else total * value
     return total

