@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,34 +26,19 @@ if TYPE_CHECKING:
     from adaptertools.base.compute import Program
 
 SAMPLE_EVERY = 8
+COPY_STEP = 4 << 20
 _NOT_IN_KERNEL = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
-def copy_range(task: CopyTask, folder: Path) -> None:
-    """Carry out a copy task; a source that ends early is an error."""
-    source = os.open(task.source, os.O_RDONLY)
-    target = os.open(folder / task.output, os.O_WRONLY)
-    try:
-        done = 0
-        while done < task.size:
-            count = _copy_some(source, target, task, done)
-            if count == 0:
-                raise SourceError("AT108", "the file ended early", file=task.source)
-            done += count
-    finally:
-        os.close(source)
-        os.close(target)
-
-
 def _copy_some(source: int, target: int, task: CopyTask, done: int) -> int:
-    left = task.size - done
+    left = min(COPY_STEP, task.size - done)
     at, to = task.source_offset + done, task.offset + done
     try:
         return os.copy_file_range(source, target, left, at, to)
     except (AttributeError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NOT_IN_KERNEL:
             raise
-    chunk = os.pread(source, min(left, 1 << 22), at)
+    chunk = os.pread(source, left, at)
     write_all(target, memoryview(chunk), to)
     return len(chunk)
 
@@ -65,15 +51,35 @@ def write_all(descriptor: int, view: memoryview, offset: int) -> None:
 
 
 class Workshop:
-    """Runs compute tasks into a folder, from any thread; a tensor's kernels are loaded once."""
+    """Runs tasks into a folder, from any thread; a tensor's kernels are loaded once.
+
+    Writers of one file take turns by a lock of ours: the kernel's own makes them spin.
+    """
 
     def __init__(self, folder: Path, compute_word: str) -> None:
         self.folder, self.compute_word = folder, compute_word
         self.local = threading.local()
         self.lock = threading.Lock()
+        self.turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self.guards: dict[str, threading.Lock] = {}
         self.programs: dict[str, Program] = {}
         self.waiting: dict[str, int] = {}
+
+    def copy(self, task: CopyTask) -> None:
+        """Copy a byte range, in the kernel where it can; a source that ends early is an error."""
+        source = os.open(task.source, os.O_RDONLY)
+        target = os.open(self.folder / task.output, os.O_WRONLY)
+        try:
+            done = 0
+            while done < task.size:
+                with self.turns[task.output]:
+                    count = _copy_some(source, target, task, done)
+                if count == 0:
+                    raise SourceError("AT108", "the file ended early", file=task.source)
+                done += count
+        finally:
+            os.close(source)
+            os.close(target)
 
     def expect(self, task: ComputeTask) -> None:
         """Announce a task, so that its tensor's kernels are kept until the last one is done."""
@@ -137,7 +143,8 @@ class Workshop:
                     program.apply(block, stored, start)
                     check_finite(tensor, block)
                     round_to(out, block)
-                    write_all(target, raw[: count * row_bytes], task.offset + start * row_bytes)
+                    with self.turns[task.output]:
+                        write_all(target, raw[: count * row_bytes], task.offset + start * row_bytes)
                     if number % SAMPLE_EVERY == 0 or not tally.changed:
                         tally += _observe(tensor, stored, block, out, tally.changed)
         finally:

@@ -16,7 +16,7 @@ from typing import Any
 from adaptertools.base import receipt
 from adaptertools.base.checkpoint import open_base
 from adaptertools.base.engine import Interrupts, run_threads
-from adaptertools.base.execute import Workshop, copy_range
+from adaptertools.base.execute import Workshop
 from adaptertools.base.identity import identify
 from adaptertools.base.journal import Journal, journal_folder
 from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs, make_options
@@ -172,7 +172,7 @@ class Merge:
         def do(task: CopyTask | ComputeTask) -> Tally:
             if isinstance(task, ComputeTask):
                 return workshop.run(task)
-            copy_range(task, journal.files)
+            workshop.copy(task)
             return Tally()
 
         def done(task: CopyTask | ComputeTask, tally: Tally) -> None:
