@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adaptertools.base.checkpoint import Checkpoint, Shard
 from adaptertools.base.plan import Companion, OutputFile, TensorPlan
-from adaptertools.store.dtypes import nbytes
 from adaptertools.store.header import render_header
 
 INDEX = "model.safetensors.index.json"
@@ -60,7 +59,7 @@ def _output(name: str, tensors: Sequence[TensorPlan], shard: Shard | None) -> Ou
         return OutputFile(name, header.raw, tuple(tensors), offsets, header.file_size)
     metadata = header.metadata if header is not None else {"format": "pt"}
     raw, offsets = render_header(((t.name, t.dtype, t.shape) for t in tensors), metadata)
-    size = len(raw) + sum(_bytes(t) for t in tensors)
+    size = len(raw) + sum(t.size for t in tensors)
     return OutputFile(name, raw, tuple(tensors), offsets, size)
 
 
@@ -72,10 +71,6 @@ def _same_header(tensors: Sequence[TensorPlan], slots: Mapping[str, object]) -> 
     return same and [t.name for t in tensors] == list(slots)
 
 
-def _bytes(tensor: TensorPlan) -> int:
-    return nbytes(tensor.dtype, tensor.matrix[0] * tensor.matrix[1])
-
-
 def _resharded(
     base: Checkpoint, tensors: Mapping[str, TensorPlan], added: Sequence[str], limit: int
 ) -> tuple[OutputFile, ...]:
@@ -83,7 +78,7 @@ def _resharded(
     groups: list[list[TensorPlan]] = [[]]
     filled = 0
     for tensor in [*ordered, *(tensors[name] for name in added)]:
-        size = _bytes(tensor)
+        size = tensor.size
         if groups[-1] and filled + size > limit:
             groups.append([])
             filled = 0
@@ -102,7 +97,7 @@ def index_file(base: Checkpoint, files: Sequence[OutputFile]) -> Companion | Non
     if base.is_file or (len(files) == 1 and files[0].name == "model.safetensors"):
         return None
     weight_map = {t.name: file.name for file in files for t in file.tensors}
-    total = sum(_bytes(t) for file in files for t in file.tensors)
+    total = sum(t.size for file in files for t in file.tensors)
     existing = base.root / INDEX
     if existing.is_file() and _index_of(existing) == weight_map:
         return Companion(INDEX, source=existing)
@@ -112,8 +107,3 @@ def index_file(base: Checkpoint, files: Sequence[OutputFile]) -> Companion | Non
 
 def _index_of(path: Path) -> object:
     return json.loads(path.read_text(encoding="utf-8")).get("weight_map")
-
-
-def total_bytes(tensors: Iterable[TensorPlan]) -> int:
-    """Return the bytes of all the tensors' data."""
-    return sum(_bytes(tensor) for tensor in tensors)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adaptertools.adapter.model import Adapter, factors
-from adaptertools.algebra.blocks import BLOCK_ELEMENTS, block_rows
+from adaptertools.algebra.blocks import block_rows
 from adaptertools.algebra.step import Step, summary
 from adaptertools.base.checkpoint import Checkpoint
 from adaptertools.errors import Finding
+from adaptertools.store.dtypes import nbytes
 from adaptertools.store.slot import Slot
 
 Work = Literal["copy", "compute"]
@@ -32,6 +33,11 @@ class TensorPlan:
     source: Slot | None
     steps: tuple[Step, ...] = ()
     matrix: tuple[int, int] = (1, 1)
+
+    @property
+    def size(self) -> int:
+        """The bytes of its data in the output."""
+        return nbytes(self.dtype, self.matrix[0] * self.matrix[1])
 
     @property
     def work(self) -> Work:
@@ -96,11 +102,11 @@ class MergePlan:
 
     @property
     def computed_bytes(self) -> int:
-        return sum(_size(t) for t in self.tensors if t.work == "compute")
+        return sum(t.size for t in self.tensors if t.work == "compute")
 
     @property
     def copied_bytes(self) -> int:
-        return sum(_size(t) for t in self.tensors if t.work == "copy")
+        return sum(t.size for t in self.tensors if t.work == "copy")
 
     @property
     def output_bytes(self) -> int:
@@ -156,12 +162,6 @@ class MergePlan:
         }
 
 
-def _size(tensor: TensorPlan) -> int:
-    from adaptertools.store.dtypes import nbytes
-
-    return nbytes(tensor.dtype, tensor.matrix[0] * tensor.matrix[1])
-
-
 def _companion_size(companion: Companion) -> int:
     if companion.content is not None:
         return len(companion.content)
@@ -174,7 +174,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _working_set(tensor: TensorPlan) -> int:
-    block = max(block_rows(tensor.matrix[1]) * tensor.matrix[1], min(BLOCK_ELEMENTS, 1))
+    block = block_rows(tensor.matrix[1]) * tensor.matrix[1]
     whole = tensor.source.size if tensor.source is not None and not tensor.source.plain else 0
     adapter = sum(f.size * 2 for step in tensor.steps for f in factors(step.update))
     return block * 24 + adapter + whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from adaptertools import schemas
@@ -18,14 +18,6 @@ from adaptertools.base.plan import TensorPlan
 from adaptertools.errors import Finding, MergeError, Severity, Where
 from adaptertools.store.dtypes import DTYPES
 from adaptertools.store.read import same_bytes
-
-
-@dataclass(slots=True)
-class Draft:
-    """An output tensor in the making."""
-
-    tensor: TensorPlan
-    adapters: int = 0
 
 
 class Planner:

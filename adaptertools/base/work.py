@@ -8,6 +8,7 @@ from typing import Any
 
 from adaptertools.algebra.blocks import chunks
 from adaptertools.base.plan import MergePlan, OutputFile, TensorPlan
+from adaptertools.store.dtypes import nbytes
 
 COPY_BYTES = 64 << 20
 
@@ -115,8 +116,6 @@ def _copies(file: OutputFile) -> Iterator[CopyTask]:
 
 
 def _computes(file: OutputFile, tensor: TensorPlan) -> Iterator[ComputeTask]:
-    from adaptertools.store.dtypes import nbytes
-
     rows, columns = tensor.matrix
     for start, stop in chunks(rows, columns):
         yield ComputeTask(

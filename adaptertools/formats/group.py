@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adaptertools import schemas
@@ -118,8 +118,3 @@ class Grouping:
         self.findings.append(
             Finding(code, severity, title, Where(self.file, key), hint=hint)  # type: ignore[arg-type]
         )
-
-
-def modules(groups: Iterable[Group]) -> list[str]:
-    """Return the module path of every group."""
-    return [group.module for group in groups]
