@@ -15,7 +15,6 @@ from adaptertools.store.dtypes import torch_dtype
 from adaptertools.store.slot import Slot
 
 ENOUGH = 0.999
-_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(slots=True)
@@ -119,24 +118,25 @@ def _count(
     seen.twice += int((found == twice).sum())
     seen.base += int((found == plain).sum())
     seen.silent += int((exact == plain).sum())
-    seen.ulps = max(seen.ulps, _ulps(found, exact))
-    seen.ulps_twice = max(seen.ulps_twice, _ulps(found, twice))
+    size = torch.maximum(base.abs(), delta.abs())
+    seen.ulps = max(seen.ulps, _ulps(found, exact, size))
+    seen.ulps_twice = max(seen.ulps_twice, _ulps(found, twice, size))
     moved = found.double() - base.double()
     seen.across += float((moved * delta.double()).sum())
     seen.square += float(delta.double().square().sum())
 
 
-def _ulps(one: torch.Tensor, other: torch.Tensor) -> int:
-    """Return the largest distance in units in the last place, on the bit patterns."""
-    if not one.numel() or torch.equal(one, other):
+def _ulps(found: torch.Tensor, wanted: torch.Tensor, size: torch.Tensor) -> int:
+    """Return the largest distance in units in the last place of `size`, the largest term.
+
+    Measuring by the result itself would call any rounding of two numbers that nearly cancel large.
+    """
+    if torch.equal(found, wanted):
         return 0
-    word = _WORDS[one.element_size()]
-    ordered = []
-    for tensor in (one, other):
-        bits = tensor.contiguous().view(word).double()
-        low = float(torch.iinfo(word).min)
-        ordered.append(torch.where(bits < 0, low - bits, bits))
-    return int((ordered[0] - ordered[1]).abs().max())
+    apart = (found.double() - wanted.double()).abs()
+    exponent = torch.frexp(torch.maximum(size, wanted.to(size.dtype).abs()).double()).exponent
+    unit = torch.finfo(found.dtype).eps * torch.exp2((exponent - 1).double())
+    return int(torch.where(apart > 0, (apart / unit).ceil(), 0).nan_to_num(posinf=2**31).max())
 
 
 def _share_at(program: Program, made: Slot, strength: float) -> float:

@@ -94,3 +94,16 @@ def test_bf16_merge_is_pefts_rounded_once(trained: Trained, tmp_path: Path) -> N
     wanted = oracle.merge(model, [(trained.adapter, 1.0)]).state_dict()
     del wanted["lm_head.weight"]
     oracle.check_checkpoint(read_tensors(tmp_path / "merged"), read_tensors(trained.base), wanted)
+
+
+@pytest.mark.filterwarnings("error:An output with one or more elements was resized")
+@pytest.mark.parametrize(("safe", "verdict"), [(False, "exact"), (True, "two-roundings")])
+def test_verify_knows_how_peft_itself_merged(
+    trained: Trained, tmp_path: Path, safe: bool, verdict: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(trained.base, dtype=torch.bfloat16)
+    model = peft.PeftModel.from_pretrained(model, trained.adapter)
+    model.merge_and_unload(safe_merge=safe).save_pretrained(tmp_path / "merged")
+    found = adaptertools.verify(tmp_path / "merged", trained.base, trained.adapter)
+    assert found.ok
+    assert {target.verdict for target in found.targets} == {verdict}
