@@ -82,7 +82,7 @@ def _show_completion(ctx: click.Context, _: click.Parameter, shell: str | None) 
     help="Print the completion script of a shell, to be sourced by it.",
 )
 def cli() -> None:
-    """Read, validate and merge LoRA and (IA)³ adapters: exact, streamed, as fast as a copy."""
+    """Read, validate and merge LoRA and (IA)³ adapters: exact, streamed, in bounded memory."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
