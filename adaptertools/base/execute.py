@@ -164,15 +164,16 @@ def _observe(
 
     if not tensor.steps:
         return Tally()
-    if not out.dtype.is_floating_point or stored.dtype != out.dtype:
-        return Tally(changed=changed or not torch.equal(stored.to(out.dtype), out))
+    plain = stored if stored.dtype == out.dtype else stored.to(out.dtype)
+    if not out.dtype.is_floating_point:
+        return Tally(changed=changed or not torch.equal(plain, out))
     before = stored[0].float()
     delta = block[0].float() - before
-    moved = int(torch.count_nonzero(out[0] != stored[0]))
+    moved = int(torch.count_nonzero(out[0] != plain[0]))
     return Tally(
         before.numel(),
         moved,
         float(before.square().sum(dtype=torch.float64)),
         float(delta.square().sum(dtype=torch.float64)),
-        changed or moved > 0 or not torch.equal(out, stored),
+        changed or moved > 0 or not torch.equal(out, plain),
     )

@@ -69,6 +69,8 @@ def _find_weights(place: Path, formats: Iterable[Any]) -> tuple[Path, list[Findi
         if len(inner) == 1:
             return _find_weights(inner[0], formats)
         hint = f"name one of its subfolders: {', '.join(d.name for d in inner)}" if inner else ""
+        if any(place.glob("model*.safetensors*")):
+            hint = "it looks like a base checkpoint; the base comes first, then the adapters"
         raise SourceError(
             "AT100", f"holds no adapter weights ({', '.join(names)})", file=place, hint=hint
         )
