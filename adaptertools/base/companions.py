@@ -43,9 +43,11 @@ def companions(
             taken[name] = Companion(name, source=path)
     for adapter in adapters:
         folder = Path(adapter.files[0]).parent
-        for path, name in _walk(folder):
-            if _matches(name, table["from_adapter"]):
-                taken[name] = Companion(name, source=path)
+        for pattern in table["from_adapter"]:
+            for path in sorted(folder.glob(pattern)):
+                if path.is_file():
+                    name = path.relative_to(folder).as_posix()
+                    taken[name] = Companion(name, source=path)
     if changes:
         taken["config.json"] = Companion("config.json", content=changed_config(base, changes))
     return tuple(taken[name] for name in sorted(taken)), tuple(left_out)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from adaptertools.errors import MergeError
 
 
-def conflict(name: str, what: str) -> MergeError:
-    """Return the error (AT412) for two adapters that cannot both have their way with a tensor."""
+def conflict(name: str, what: str, who: str = "two adapters") -> MergeError:
+    """Return the error (AT412) for adapters that cannot have their way with a tensor."""
     return MergeError(
         "AT412",
-        f"two adapters {what}",
+        f"{who} {what}",
         key=name,
         hint="merge only one of them, or combine them first",
     )

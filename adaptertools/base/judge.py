@@ -11,7 +11,8 @@ from adaptertools.algebra.rounding import round_to
 from adaptertools.base.compute import BlockReader, Program, load_program
 from adaptertools.base.plan import TensorPlan
 from adaptertools.base.verify import Verdict
-from adaptertools.store.dtypes import torch_dtype
+from adaptertools.store.dtypes import DTYPES, torch_dtype
+from adaptertools.store.read import read_tensor
 from adaptertools.store.slot import Slot
 
 ENOUGH = 0.999
@@ -40,8 +41,13 @@ def judge_one(tensor: TensorPlan, made: Slot | None, compute_word: str) -> Verdi
     if made.shape != tensor.shape:
         detail = f"shape {list(made.shape)}, the merge gives {list(tensor.shape)}"
         return Verdict(tensor.name, "changed", detail=detail)
+    floating = DTYPES[made.dtype].floating
+    if floating != DTYPES[tensor.dtype].floating:
+        return Verdict(tensor.name, "changed", detail=f"stored as {made.dtype}")
     if not tensor.steps:
         return judge_untouched(tensor, made)
+    if not floating:
+        return judge_integers(tensor, made)
     return judge(replace(tensor, dtype=made.dtype), made, compute_word)
 
 
@@ -136,7 +142,8 @@ def _ulps(found: torch.Tensor, wanted: torch.Tensor, size: torch.Tensor) -> int:
     apart = (found.double() - wanted.double()).abs()
     exponent = torch.frexp(torch.maximum(size, wanted.to(size.dtype).abs()).double()).exponent
     unit = torch.finfo(found.dtype).eps * torch.exp2((exponent - 1).double())
-    return int(torch.where(apart > 0, (apart / unit).ceil(), 0).nan_to_num(posinf=2**31).max())
+    units = torch.where(apart == 0, 0, (apart / unit).ceil())
+    return int(units.nan_to_num(nan=2**31, posinf=2**31).max())
 
 
 def _share_at(program: Program, made: Slot, strength: float) -> float:
@@ -156,6 +163,14 @@ def _share_at(program: Program, made: Slot, strength: float) -> float:
             near += int(((found.double() - wanted.double()).abs() <= step).sum())
             total += found.numel()
     return near / max(1, total)
+
+
+def judge_integers(tensor: TensorPlan, made: Slot) -> Verdict:
+    """Return the verdict on a tensor of integers or truth values, which is only ever replaced."""
+    wanted = load_program(tensor, "auto").value
+    found = read_tensor(made).reshape(tensor.matrix)
+    same = wanted is not None and torch.equal(found, wanted.to(found.dtype))
+    return Verdict(tensor.name, "exact" if same else "changed")
 
 
 def judge_untouched(tensor: TensorPlan, made: Slot) -> Verdict:

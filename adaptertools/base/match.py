@@ -12,6 +12,7 @@ from adaptertools.base.checkpoint import Checkpoint
 from adaptertools.errors import MergeError
 from adaptertools.patterns.template import compile_template
 
+MOST = 4096  # layers or experts: a config that names more than this and than its tensors is absurd
 NEAR_MISSES = 8  # looking for a near miss costs milliseconds, and a wrong base misses them all
 
 
@@ -42,6 +43,8 @@ class Matcher:
         self.parameters: list[str] = names["parameters"]
         self.renamed: dict[str, str] = {}
         self.misses = 0
+        counts = [n for name, n in base.sizes.items() if len(name) == 1]
+        self.absurd = any(n > max(MOST, len(base.slots)) for n in counts)
 
     def places(self, target: Target) -> tuple[Place, ...]:
         """Return where `target` is; raises `MergeError` (AT401 nowhere, AT402 several)."""
@@ -73,7 +76,7 @@ class Matcher:
         if name in self.base.slots:
             return (Place(name),)
         family = self.base.family
-        if family is None:
+        if family is None or self.absurd:
             return ()
         pieces = family.pieces(name, self.base.sizes)
         if pieces and all(piece.tensor in self.base.slots for piece in pieces):

@@ -34,7 +34,7 @@ from adaptertools.errors import (
 )
 from adaptertools.formats.opening import open_adapter
 from adaptertools.formats.values import value_findings
-from adaptertools.store.create import create
+from adaptertools.store.create import NO_ROOM, create
 from adaptertools.store.read import sha256
 
 Progress = Callable[[int, int], None]
@@ -51,6 +51,10 @@ class Merge:
     progress: Progress = field(default=lambda done, total: None)
     loading: threading.Thread | None = None
     stamps: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.out.is_symlink():
+            self.out = self.out.resolve()
 
     def plan(self) -> MergePlan:
         """Open everything and plan; nothing is written."""
@@ -81,7 +85,10 @@ class Merge:
             with Interrupts() as interrupts:
                 made, resumed = self._run(plan, interrupts)
         except KeyboardInterrupt:
-            if (folder := journal_folder(self.out)).exists():
+            folder = journal_folder(self.out)
+            if self.options.overwrite:
+                shutil.rmtree(folder, ignore_errors=True)
+            elif folder.exists():
                 raise InterruptedMergeError(folder) from None
             raise
         except OSError as error:
@@ -89,7 +96,7 @@ class Merge:
                 "AT505",
                 f"cannot be written: {error.strerror or error}",
                 file=self.out,
-                hint="is the disk full?",
+                hint="free some space" if error.errno in NO_ROOM else "",
             ) from None
         finally:
             loading.join()
@@ -216,8 +223,10 @@ class Merge:
         if self.options.sync:
             _sync(journal.files)
         if plan.base.is_file:
+            beside = journal.folder / receipt.NAME
+            beside.write_bytes(data)
+            beside.replace(receipt_path(self.out))
             publish(journal.files / plan.files[0].name, self.out)
-            receipt_path(self.out).write_bytes(data)
         else:
             (journal.files / receipt.NAME).write_bytes(data)
             publish(journal.files, self.out)
@@ -226,7 +235,7 @@ class Merge:
 
 def receipt_path(out: Path) -> Path:
     """Return where the receipt of `out` is: inside a folder, or beside a single file."""
-    if out.suffix == ".safetensors":
+    if out.suffix == ".safetensors" and not out.is_dir():
         return out.with_name(f"{out.stem}.{receipt.NAME}")
     return out / receipt.NAME
 

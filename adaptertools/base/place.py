@@ -29,6 +29,9 @@ def check_place(out: Path, inputs: Iterable[Path], *, is_file: bool, overwrite: 
         )
     if not os.access(parent, os.W_OK):
         raise OutputError("AT503", f"its folder {parent} cannot be written to", file=out)
+    here = Path.cwd().resolve()
+    if out.resolve() == here or out.resolve() in here.parents:
+        raise OutputError("AT503", "is the current folder, or one it lies in", file=out)
     _check_overlap(out, inputs)
     if is_file and (out.is_dir() or out.suffix != ".safetensors"):
         raise OutputError(
@@ -72,8 +75,7 @@ def _check_replaceable(out: Path, *, is_file: bool) -> None:
             raise OutputError("AT501", "exists and is not a file", file=out)
         return
     looks = out.is_dir() and (any(out.glob("*.safetensors")) or (out / "config.json").is_file())
-    here = Path.cwd().resolve()
-    if not looks or out.resolve() == here or out.resolve() in here.parents:
+    if not looks:
         raise OutputError(
             "AT501",
             "exists and does not look like a model folder",
@@ -98,6 +100,7 @@ def publish(source: Path, out: Path) -> None:
     """Move `source` to `out` by rename; what stood there before goes only after that."""
     if not out.exists() or _is_empty_dir(out) or source.is_file():
         source.replace(out) if source.is_file() else _rename_dir(source, out)
+        _remove(hidden_sibling(out, "old"))  # of a run that was killed between its two renames
         return
     old = hidden_sibling(out, "old")
     _remove(old)

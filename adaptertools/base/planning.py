@@ -9,7 +9,7 @@ from typing import Any
 from adaptertools import schemas
 from adaptertools.adapter.model import Adapter, Dense, LowRank, Replace, Rows, Scaling, Update
 from adaptertools.algebra.step import Step, matrix_shape
-from adaptertools.base import tied
+from adaptertools.base import heads, tied
 from adaptertools.base.checkpoint import Checkpoint
 from adaptertools.base.faults import conflict, shape_error
 from adaptertools.base.layout import choose_layout, groups_of
@@ -46,6 +46,7 @@ class Planner:
                 self._place(adapter, update, weight)
             except MergeError as error:
                 self._fault(error, adapter)
+        self.findings += heads.check_vocabulary(self.base, self.tensors)
         if not any(t.steps for t in self.tensors.values()) and not self.errors:
             self._find("AT406", "error", "no update applies to the base: nothing would change")
 
@@ -148,6 +149,8 @@ class Planner:
     def _may_add(self, adapter: Adapter, update: Replace) -> bool:
         """Say whether a full value absent from the base is a task head that it may gain."""
         name = update.target.name
+        if name in self.tensors:
+            return True
         saved = [s for s in adapter.config.get("modules_to_save") or () if isinstance(s, str)]
         heads = [*saved, *schemas.table("names")["task_heads"]]
         if not any(f".{update.target.module}.".find(f".{head}.") >= 0 for head in heads):
@@ -215,20 +218,33 @@ class Planner:
             if isinstance(step.update, Replace):
                 if not same_bytes(step.update.value.source, update.value.source):
                     raise conflict(place.tensor, "replace it with different values")
-                return
+                if weight == step.weight == 1:
+                    return
+        if tensor.source is None and weight != 1:
+            raise conflict(place.tensor, "cannot add a part of a tensor that the base lacks", "it")
         if tensor.shape != shape:
             grown = len(shape) == len(tensor.shape) >= 1 and shape[1:] == tensor.shape[1:]
-            if not grown or weight != 1:
+            if not grown or weight != 1 or not self._may_grow(update, place.tensor):
                 raise shape_error(place.tensor, tensor.shape, shape)
             self._grow(tensor, shape)
         self._add(place.tensor, Step(update, weight, ""))
+
+    def _may_grow(self, update: Replace, name: str) -> bool:
+        saved_with_lora = (
+            isinstance(other, LowRank)
+            for adapter, _ in self.adapters
+            for other in adapter.updates
+            if other.target == update.target
+        )
+        return heads.may_grow(self.base, name) or any(saved_with_lora)
 
     def _grow(self, tensor: TensorPlan, shape: tuple[int, ...]) -> None:
         """Take a vocabulary of another size from the adapter, and say so in the config."""
         self.tensors[tensor.name] = replace(
             tensor, shape=shape, source=None, matrix=matrix_shape("", shape)
         )
-        self._set_config("vocab_size", shape[0], where=tensor.shape[0])
+        if heads.is_vocabulary(self.base, tensor.name):
+            self._set_config("vocab_size", shape[0], where=tensor.shape[0])
         title = f"resized from {tensor.shape[0]} to {shape[0]} rows by the adapter's full copy"
         self._find("AT322", "warning", title, key=tensor.name)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adaptertools import schemas
 from adaptertools.base.checkpoint import Checkpoint, open_base
 from adaptertools.base.engine import Interrupts, run_threads
 from adaptertools.base.identity import identify
@@ -130,6 +131,12 @@ def _from_receipt(
             file=file,
             hint="give --base and --adapter to judge a merge made by any tool",
         )
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(schemas.json_schema("receipt"))
+    if fault := next(validator.iter_errors(receipt), None):
+        told = f"the receipt is damaged: {fault.message[:160]}"
+        raise SourceError("AT600", told, file=file, key=fault.json_path)
     try:
         base = str(recipe["base"])
         pairs: list[AdapterRef] = [(str(a["path"]), float(a["weight"])) for a in recipe["adapters"]]

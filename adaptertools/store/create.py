@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def create(path: Path, header: bytes, size: int) -> None:
@@ -30,5 +30,5 @@ def _allocate(descriptor: int, size: int) -> None:
         return
     offset = ctypes.c_longlong
     failed = size and fallocate(descriptor, 0, offset(0), offset(size))
-    if failed and (number := ctypes.get_errno()) in _NO_ROOM:
+    if failed and (number := ctypes.get_errno()) in NO_ROOM:
         raise OSError(number, os.strerror(number))
