@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -53,8 +54,9 @@ class Merge:
     stamps: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.out.is_symlink():
-            self.out = self.out.resolve()
+        with contextlib.suppress(OSError):  # a name the file system cannot take is told later
+            if self.out.is_symlink():
+                self.out = self.out.resolve()
 
     def plan(self) -> MergePlan:
         """Open everything and plan; nothing is written."""
