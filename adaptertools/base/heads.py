@@ -12,7 +12,7 @@ from adaptertools.errors import Finding, Where
 
 def is_vocabulary(base: Checkpoint, name: str) -> bool:
     """Say whether a tensor has a row for each token: the input embedding or the output head."""
-    return is_embedding(base, name) or _ends(name, _head(base))
+    return is_embedding(base, name) or _ends(name, head_name(base))
 
 
 def is_embedding(base: Checkpoint, name: str) -> bool:
@@ -34,7 +34,7 @@ def check_vocabulary(base: Checkpoint, tensors: Mapping[str, TensorPlan]) -> lis
     Returns AT323 when an embedding changes in a bare file, where nothing tells whether it is tied.
     """
     found = []
-    head = next((t for n, t in tensors.items() if _ends(n, _head(base))), None)
+    head = next((t for n, t in tensors.items() if _ends(n, head_name(base))), None)
     for name, tensor in tensors.items():
         if not is_embedding(base, name) or not tensor.steps:
             continue
@@ -51,7 +51,8 @@ def check_vocabulary(base: Checkpoint, tensors: Mapping[str, TensorPlan]) -> lis
     return found
 
 
-def _head(base: Checkpoint) -> str:
+def head_name(base: Checkpoint) -> str:
+    """Return the name of the output head's tensor: the family's, else the usual one."""
     family = base.family
     return (family.tied_head if family else None) or str(schemas.table("names")["tied_head"])
 

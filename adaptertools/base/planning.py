@@ -152,8 +152,8 @@ class Planner:
         if name in self.tensors:
             return True
         saved = [s for s in adapter.config.get("modules_to_save") or () if isinstance(s, str)]
-        heads = [*saved, *schemas.table("names")["task_heads"]]
-        if not any(f".{update.target.module}.".find(f".{head}.") >= 0 for head in heads):
+        known = [*saved, *schemas.table("names")["task_heads"]]
+        if not any(f".{update.target.module}.".find(f".{head}.") >= 0 for head in known):
             return False
         dtype = self._main_dtype() if DTYPES[update.value.dtype].floating else update.value.dtype
         shape = update.value.shape

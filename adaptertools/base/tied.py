@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from adaptertools import schemas
 from adaptertools.adapter.model import Adapter, Factor, LowRank, Replace, Rows, Update
 from adaptertools.base.checkpoint import Checkpoint
+from adaptertools.base.heads import head_name
 from adaptertools.store.read import read_bytes, read_tensor
 
 
@@ -27,7 +28,7 @@ def find_tied(base: Checkpoint) -> TiedPair | None:
     """Return the tied pair of a base, or None where nothing is tied."""
     names = schemas.table("names")
     family = base.family
-    head = (family.tied_head if family else None) or names["tied_head"]
+    head = head_name(base)
     wanted = [family.tied_to] if family and family.tied_to else names["tied_embeddings"]
     found = [
         n

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from adaptertools.adapter.model import Adapter, Replace, Rows
 from adaptertools.errors import Finding, FormatError, Where
 from adaptertools.formats.config import config_findings
+from adaptertools.formats.targets import covered
 from adaptertools.formats.values import value_findings
-from adaptertools.patterns.bounded import match_table
 
 Rule = Callable[[Adapter], list[Finding]]
 
@@ -25,22 +25,20 @@ def target_modules(adapter: Adapter) -> list[Finding]:
         {u.target.module for u in adapter.updates if not isinstance(u, Replace | Rows)}
     )
     where = Where(adapter.files[-1], "target_modules")
-    if isinstance(named, str) and named != "all-linear":
-        try:
-            row = match_table(r"(?:{})\Z", [named], trained)[0]
-        except FormatError as error:
-            return [Finding(error.code, "error", error.message, where, hint=error.hint)]
-        strays = [module for module, hit in zip(trained, row, strict=True) if not hit]
-        return [_stray(where, strays)] if strays else []
-    if not isinstance(named, list) or adapter.config.get("target_parameters"):
+    if named == "all-linear" or not isinstance(named, str | list):
         return []
-    entries = [entry for entry in named if isinstance(entry, str)]
+    if isinstance(named, list) and adapter.config.get("target_parameters"):
+        return []
+    try:
+        row = covered(named, trained)
+    except FormatError as error:
+        return [Finding(error.code, "error", error.message, where, hint=error.hint)]
     found = []
-    unused = [e for e in entries if not any(_is_suffix(e, module) for module in trained)]
-    if unused:
+    entries = [e for e in named if isinstance(e, str)] if isinstance(named, list) else []
+    if unused := [entry for entry in entries if not any(covered([entry], trained))]:
         title = f"names modules that have no tensors: {', '.join(unused)}"
         found.append(Finding("AT307", "warning", title, where, hint="is the file complete?"))
-    strays = [m for m in trained if not any(_is_suffix(e, m) for e in entries)]
+    strays = [module for module, hit in zip(trained, row, strict=True) if not hit]
     return [*found, _stray(where, strays)] if strays else found
 
 
@@ -48,10 +46,6 @@ def _stray(where: Where, modules: list[str]) -> Finding:
     more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
     title = f"does not cover {modules[0]}{more}, which has tensors; the tensors win"
     return Finding("AT307", "warning", title, where)
-
-
-def _is_suffix(entry: str, module: str) -> bool:
-    return f".{module}".endswith(f".{entry}")
 
 
 def base_name(adapter: Adapter) -> list[Finding]:

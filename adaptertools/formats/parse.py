@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from adaptertools import schemas
@@ -134,12 +135,11 @@ class Parser:
             required = role.name in ("down", "up", "gate")
             if not here and required:
                 known = next(iter(group.slots.values())).name
-                fields = {"module": group.module, "adapter": "default"}
                 self._find(
                     "AT211",
                     "error",
                     f"has no partner for {known!r} (its {role.name} tensor is missing)",
-                    key=role.templates[0].format({"module": fields["module"]}),
+                    key=role.templates[0].format({"module": group.module}),
                     hint="the file is incomplete; save or download it again",
                 )
                 present = False
@@ -227,8 +227,7 @@ class Parser:
 
     def _warn(self, code: str, key: str, title: str, expected: object, found: object) -> None:
         where = Where(self.file, key)
-        severity: Severity = "warning"
-        self.findings.append(Finding(code, severity, title, where, str(expected), str(found)))
+        self.findings.append(Finding(code, "warning", title, where, str(expected), str(found)))
 
     def _find(
         self,
@@ -280,7 +279,5 @@ def _parameters(root: str, named: Any, *, bare: bool) -> list[str]:
 
 def _unwrapped(update: LowRank) -> LowRank:
     """Drop the wrapper segment inside a module path (`attn.base_layer.out_proj`)."""
-    from dataclasses import replace
-
     module = update.target.module.replace(".base_layer.", ".")
     return replace(update, target=replace(update.target, module=module))
