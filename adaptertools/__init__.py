@@ -1,4 +1,4 @@
-"""Read, validate and merge LoRA and (IA)³ adapters into base checkpoints.
+"""Read, validate, convert and merge LoRA and (IA)³ adapters into base checkpoints.
 
 The public functions are loaded on first use, so that importing this package costs next to nothing.
 """
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from adaptertools.base.verify import verify as verify
     from adaptertools.check.inspecting import inspect as inspect
     from adaptertools.check.validating import validate as validate
+    from adaptertools.convert.convert import convert as convert
     from adaptertools.formats.opening import open_adapter as open
 
 __all__ = [
     "AdapterError",
     "Finding",
     "FindingsError",
+    "convert",
     "inspect",
     "merge",
     "open",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "convert": ("adaptertools.convert.convert", "convert"),
     "open": ("adaptertools.formats.opening", "open_adapter"),
     "inspect": ("adaptertools.check.inspecting", "inspect"),
     "validate": ("adaptertools.check.validating", "validate"),

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from adaptertools import schemas
-from adaptertools.adapter.family import LAYOUTS, Expected, Family, Module, Piece, named_sizes
+from adaptertools.adapter.family import LAYOUTS, Expected, Family, Fused, Module, Piece, Spot
 from adaptertools.errors import SpecError
-from adaptertools.patterns.dims import compile_dims
+from adaptertools.patterns.rows import compile_rows
 
 __all__ = [
     "Expected",
@@ -24,6 +24,9 @@ __all__ = [
     "families",
     "load_family",
 ]
+
+# the fields of an entry that are not the name of a naming scheme
+_OWN = {"hf", "v5", "kind", "layout", "stack", "out", "in", "bias", "optional", "partial", "split"}
 
 
 @cache
@@ -87,6 +90,7 @@ def load_family(path: Path) -> Family:
 def _family(raw: Mapping[str, Any], source: str) -> Family:
     tied = raw.get("tied", {})
     sizes = {**raw["sizes"], **raw.get("counts", {})}
+    entries = (*raw["module"], *raw.get("fused", ()))
     return Family(
         id=raw["id"],
         title=raw["title"],
@@ -96,7 +100,10 @@ def _family(raw: Mapping[str, Any], source: str) -> Family:
         tied_default=tied.get("default", False),
         roots=tuple(map(_texts, raw.get("roots", ()))),
         expressions={name: _texts(value) for name, value in sizes.items()},
-        modules=tuple(_module(entry) for entry in (*raw["module"], *raw.get("fused", ()))),
+        modules=tuple(_module(entry) for entry in entries if {"hf", "v5"} & entry.keys()),
+        fused=dict(pair for entry in raw.get("fused", ()) for pair in _fused(entry)),
+        schemes=raw.get("scheme", {}),
+        twins=tuple((_text(t["in"]), _text(t["out"])) for t in raw.get("twin", ())),
         source=source,
     )
 
@@ -115,35 +122,62 @@ def _module(raw: Mapping[str, Any]) -> Module:
     """Compile one `[[module]]` or `[[fused]]` entry; a fused one of the tree alone has no `hf`."""
     virtual = "hf" not in raw
     kind = "parameter" if virtual else raw.get("kind", "linear")
-    out: Any = raw["out"]
+    outs, ins = _by_scheme(raw["out"]), _by_scheme(raw.get("in"))
     v5: Any = None if virtual else raw.get("v5")
     held = isinstance(v5, Mapping)
     return Module(
         name=_text(raw["v5"] if virtual else raw["hf"]),
         kind=kind,
         layout=raw.get("layout", LAYOUTS[kind]),
-        out=_text(out["hf"] if isinstance(out, Mapping) else out),
-        in_=raw.get("in"),
+        out=_text(outs["hf"]),
+        in_=ins.get("hf"),
         stack=_text(raw["stack"]) if virtual else raw.get("stack"),
         optional=raw.get("optional", False),
         virtual=virtual,
         v5=_text(v5["in"]) if held else v5,
         part=_text(v5["part"]) if held else None,
+        spots={name: _spot(raw[name]) for name in raw.keys() - _OWN},
+        outs=outs,
+        ins=ins,
+        split=raw.get("split", {}),
     )
+
+
+def _by_scheme(value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        return {scheme: _text(text) for scheme, text in value.items()}
+    return {} if value is None else {"hf": _text(value)}
+
+
+def _spot(value: Any) -> Spot:
+    if isinstance(value, Mapping):
+        return Spot(_text(value["in"]), value.get("part"), value.get("stack"))
+    return Spot(_text(value))
+
+
+def _fused(raw: Mapping[str, Any]) -> list[tuple[tuple[str, str], Fused]]:
+    """Return the layouts of a fused tensor, by naming scheme and the tensor's name in it."""
+    fused = Fused(_text(raw["out"]) if isinstance(raw["out"], str) else "", raw.get("partial"))
+    return [((scheme, _text(raw[scheme])), fused) for scheme in raw.keys() - _OWN]
 
 
 def _check(family: Family) -> None:
     """Reject sizes that are not defined, parts without a whole, and modules given twice."""
     wholes = {m.name: m for m in family.modules if m.virtual}
     for module in family.modules:
-        if any(len(compile_dims(text or "").axes) > 1 for text in (module.out, module.in_)):
-            raise SpecError("AT294", f"{module.name!r}: `out` and `in` are one axis each")
-        sizes = named_sizes(module.out) | named_sizes(module.in_) | named_sizes(module.stack)
+        texts = (*module.outs.values(), *module.ins.values())
+        sizes = {name for text in texts for name in compile_rows(text).names}
+        sizes |= {stack for s in module.spots.values() if (stack := s.stack)}
+        sizes |= {module.stack} if module.stack else set()
         if lacking := sizes - family.expressions.keys():
             raise SpecError("AT294", f"{module.name!r} needs the sizes {sorted(lacking)}")
         if module.part is not None:
             whole = wholes.get(module.v5 or "")
-            if whole is None or module.part not in dict(compile_dims(whole.out).axes[0].parts):
+            if whole is None or module.part not in compile_rows(whole.out).parts:
                 raise SpecError("AT294", f"no fused {module.v5!r} has a part {module.part!r}")
+        for scheme, spot in module.spots.items():
+            fused = family.fused.get((scheme, spot.name))
+            if spot.part and (fused is None or spot.part not in compile_rows(fused.out).parts):
+                raise SpecError("AT294", f"no fused {spot.name!r} has a part {spot.part!r}")
         if sum(m.name == module.name for m in family.modules) > 1:
             raise SpecError("AT294", f"{module.name!r} is there twice")

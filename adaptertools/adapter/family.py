@@ -9,11 +9,12 @@ from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from itertools import product
 from typing import Any, NamedTuple
 
 from adaptertools.errors import SpecError
-from adaptertools.patterns.dims import compile_dims, evaluate
+from adaptertools.patterns.dims import evaluate
+from adaptertools.patterns.rows import compile_rows
 from adaptertools.patterns.template import Template, compile_template
 
 LAYOUTS = {"linear": "out in", "conv1d": "in out", "embedding": "in out", "norm": "out"}
@@ -46,10 +47,20 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a naming scheme keeps a module: `name`, a `part` of it, or one of its `stack`."""
+
+    name: str
+    part: str | None = None
+    stack: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
     """One entry of a family; `virtual` if it is only in the transformers 5 tree, not on disk.
 
-    `v5` is the name there, or with `part` the name of the fused parameter that holds it.
+    `v5` is the name there, or with `part` the name of the fused parameter that holds it. `spots`
+    are its places in other naming schemes, `outs` and `ins` the axes that these order otherwise.
     """
 
     name: str
@@ -62,9 +73,24 @@ class Module:
     virtual: bool
     v5: str | None
     part: str | None
+    spots: Mapping[str, Spot]
+    outs: Mapping[str, str]
+    ins: Mapping[str, str]
+    split: Mapping[str, str]
 
 
-class _Hit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A stored tensor of a naming scheme that holds parts: how these lie along `out`.
+
+    `partial` is how they lie in an adapter that has only some of the parts, if otherwise.
+    """
+
+    out: str
+    partial: str | None = None
+
+
+class Hit(NamedTuple):
     module: Module
     v5: bool
     fields: Mapping[str, str]
@@ -85,6 +111,9 @@ class Family:
     roots: tuple[tuple[str, ...], ...]
     expressions: Mapping[str, tuple[str, ...]]
     modules: tuple[Module, ...]
+    fused: Mapping[tuple[str, str], Fused]
+    schemes: Mapping[str, Mapping[str, Any]]
+    twins: tuple[tuple[str, str], ...]
     source: str
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
@@ -114,7 +143,7 @@ class Family:
 
         The tensor `name.weight` means the same; stacked experts and the like are bare parameters.
         """
-        hit = self._find(name) or self._find(name.removesuffix(".weight"))
+        hit = self.find(name) or self.find(name.removesuffix(".weight"))
         if hit is None or any(i in sizes and int(n) >= sizes[i] for i, n in hit.fields.items()):
             return None
         module = hit.module
@@ -130,18 +159,18 @@ class Family:
         `SpecError` (AT294) where a size is needed that `sizes` lacks.
         """
         for path, tail in _splits(name):
-            hit = self._find(path)
+            hit = self.find(path)
             if hit is None or not hit.v5:
                 continue
             if not hit.module.virtual:
-                return (Piece(self._spell(hit.module.name, hit, hit.fields) + tail),)
+                return (Piece(self.spell(hit.module.name, hit, hit.fields) + tail),)
             stack, rows = hit.module.stack or "", self._rows(hit.module, sizes)
             parts = [m for m in self.modules if m.part and m.v5 == hit.module.name]
             return tuple(
                 Piece(
-                    self._spell(f"{m.name}.weight", hit, {**hit.fields, stack: e}), e, rows[m.part]
+                    self.spell(f"{m.name}.weight", hit, {**hit.fields, stack: e}), e, rows[m.part]
                 )
-                for e in range(self._known(stack, sizes)[stack])
+                for e in range(self.known(stack, sizes)[stack])
                 for m in parts
                 if m.part
             )
@@ -153,10 +182,10 @@ class Family:
         None where it is called the same there. Raises `SpecError` (AT294) like `pieces`.
         """
         for path, tail in _splits(tensor):
-            hit = self._find(path)
+            hit = self.find(path)
             if hit is None or hit.v5 or hit.module.v5 is None:
                 continue
-            holder = self._spell(hit.module.v5, hit, hit.fields)
+            holder = self.spell(hit.module.v5, hit, hit.fields)
             if hit.module.part is None:
                 return Piece(holder + tail)
             if tail in ("", ".weight"):
@@ -164,6 +193,27 @@ class Family:
                 index = int(hit.fields[whole.stack or ""])
                 return Piece(holder, index, self._rows(whole, sizes)[hit.module.part])
         return None
+
+    def modules_of(self, sizes: Sizes) -> list[str]:
+        """Return the names of all modules on disk, for the counts in `sizes`."""
+        names = []
+        for module in self.modules:
+            if not module.virtual:
+                template = compile_template(module.name)
+                ranges = [range(sizes.get(index, 0)) for index in template.fields]
+                names += [
+                    template.format(dict(zip(template.fields, numbers, strict=True)))
+                    for numbers in product(*ranges)
+                ]
+        return names
+
+    def twin(self, module: str) -> str | None:
+        """Return the module whose scaled output is this one's scaled input: W2(v ∘ x · W3)."""
+        hit = self.find(module)
+        twins = dict(self.twins)
+        if hit is None or hit.module.name not in twins:
+            return None
+        return self.spell(twins[hit.module.name], hit, hit.fields)
 
     @cached_property
     def _names(self) -> dict[str, list[tuple[Template, Module, bool]]]:
@@ -191,27 +241,29 @@ class Family:
         """Compile every name; raises `SpecError` (AT294), which else the first look-up does."""
         _ = self._names
 
-    def _find(self, name: str) -> _Hit | None:
-        """Find `name` as it is, then with the first root of each group in place of another."""
+    def find(self, name: str) -> Hit | None:
+        """Find a module by its name, then by that with the first root of each group in place."""
         swaps = [("", ""), *((group[0], other) for group in self.roots for other in group[1:])]
         for root, found in swaps:
             if name.startswith(found):
                 path = root + name[len(found) :]
                 for template, module, v5 in self._names.get(path.rpartition(".")[2], ()):
                     if (fields := template.match(path)) is not None:
-                        return _Hit(module, v5, fields, root, found)
+                        return Hit(module, v5, fields, root, found)
         return None
 
-    def _spell(self, text: str, hit: _Hit, fields: Mapping[str, object]) -> str:
+    def spell(self, text: str, hit: Hit, fields: Mapping[str, object]) -> str:
         """Format a template, under the root by which `hit` was found."""
         return hit.found + compile_template(text).format(fields).removeprefix(hit.root)
 
     def _rows(self, fused: Module, sizes: Sizes) -> dict[str, tuple[int, int]]:
-        return compile_dims(fused.out).part_slices(self._known(fused.out, sizes))
+        rows, known = compile_rows(fused.out), self.known(fused.out, sizes)
+        found = {part: rows.positions(part, rows, known) for part in rows.parts}
+        return {part: (index.start, index.stop) for part, index in found.items()}
 
-    def _known(self, text: str, sizes: Sizes) -> Sizes:
-        """Return `sizes`; raises where it lacks one that the dims pattern `text` names."""
-        for name in sorted(named_sizes(text) - sizes.keys()):
+    def known(self, text: str, sizes: Sizes) -> Sizes:
+        """Return `sizes`; raises where it lacks one that the row pattern `text` names."""
+        for name in sorted(compile_rows(text).names - sizes.keys()):
             fields = " or ".join(self.expressions[name])
             why = f"the size {name!r} of this {self.title} model is not known"
             raise SpecError("AT294", why, hint=f"the base's config.json should tell {fields}")
@@ -224,19 +276,7 @@ def _splits(name: str) -> tuple[tuple[str, str], ...]:
     return (name, ""), (module, dot + param)
 
 
-def _groups(text: str | None) -> list[tuple[str, ...]]:
-    """Return the factors of each part of a one-axis dims pattern."""
-    axes = compile_dims(text or "").axes
-    return [names for a in axes for names in ([p[1] for p in a.parts] or [a.names])]
-
-
-def named_sizes(text: str | None) -> set[str]:
-    """Return the sizes that a one-axis dims pattern names."""
-    return {name for names in _groups(text) for name in names if not name.isdigit()}
-
-
 def _extent(text: str | None, sizes: Sizes) -> int | None:
-    if text is None or not named_sizes(text) <= sizes.keys():
+    if text is None or not compile_rows(text).names <= sizes.keys():
         return None
-    groups = _groups(text)
-    return sum(prod(int(n) if n.isdigit() else sizes[n] for n in names) for names in groups)
+    return compile_rows(text).size(sizes)

@@ -51,7 +51,8 @@ class Factor:
     `read_flat(start, stop)` reads some elements of the tensor as it is stored, flattened.
 
     `shape` is canonical; `dtype` is the stored one (safetensors name); `key` is its name in `file`.
-    `source` is the store's own handle, for reading the bytes without torch.
+    `source` is the store's own handle of the tensor; `bits()` reads the values in canonical axes as
+    a numpy array of raw bits (unsigned integers as wide as the dtype), without torch.
     """
 
     key: str
@@ -62,6 +63,7 @@ class Factor:
     read: Callable[[], torch.Tensor] = field(compare=False, repr=False)
     read_flat: Callable[[int, int], torch.Tensor] = field(compare=False, repr=False)
     source: Any = field(compare=False, repr=False)
+    bits: Callable[[], Any] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class LowRank:
     transposed: bool | None = None
     experts: int | None = None
     orientation: Orientation = "module"
+    parts: int | None = None
+    enabled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,7 @@ class Adapter:
 
     `config` is the original configuration, verbatim. `findings` are all the observations made while
     reading; `keys` counts the tensors of the file and `unmatched` names those no update uses.
+    `scheme` is the naming scheme of the targets: "hf" once they are canonical.
     """
 
     path: str
@@ -162,6 +167,7 @@ class Adapter:
     evidence: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     config_schema: str | None = None
+    scheme: str = "hf"
 
     @property
     def errors(self) -> tuple[Finding, ...]:

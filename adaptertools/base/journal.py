@@ -15,8 +15,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from adaptertools.base.place import hidden_sibling
 from adaptertools.errors import OutputError
+from adaptertools.store.place import hidden_sibling
 
 
 def journal_folder(out: Path) -> Path:

@@ -21,7 +21,6 @@ from adaptertools.base.execute import Workshop
 from adaptertools.base.identity import identify
 from adaptertools.base.journal import Journal, journal_folder
 from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs, make_options
-from adaptertools.base.place import check_place, check_space, publish
 from adaptertools.base.plan import MergePlan
 from adaptertools.base.prepare import make_plan
 from adaptertools.base.result import MergeResult, peak_rss
@@ -36,6 +35,7 @@ from adaptertools.errors import (
 from adaptertools.formats.opening import open_adapter
 from adaptertools.formats.values import value_findings
 from adaptertools.store.create import NO_ROOM, create
+from adaptertools.store.place import check_place, check_space, publish
 from adaptertools.store.read import sha256
 
 Progress = Callable[[int, int], None]

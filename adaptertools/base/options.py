@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from adaptertools.errors import AdapterError
 from adaptertools.store.dtypes import WORDS, dtype_name
+from adaptertools.store.threads import available_cores
 
 AdapterRef = str | Path | tuple[str | Path, float]
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -67,11 +67,6 @@ def make_options(
         with_code,
         tuple(Path(spec) for spec in specs),
     )
-
-
-def available_cores() -> int:
-    """Return the cores this process may use, at most 16: past that the disk is the limit."""
-    return min(16, len(os.sched_getaffinity(0)))
 
 
 def parse_size(text: int | str | None) -> int | None:

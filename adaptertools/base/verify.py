@@ -12,12 +12,13 @@ from adaptertools.base.checkpoint import Checkpoint, open_base
 from adaptertools.base.engine import Interrupts, run_threads
 from adaptertools.base.identity import identify
 from adaptertools.base.merge import receipt_path
-from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs, available_cores
+from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs
 from adaptertools.base.plan import MergePlan
 from adaptertools.base.prepare import make_plan
 from adaptertools.errors import Finding, SourceError, Where
 from adaptertools.formats.opening import open_adapter, read_config
 from adaptertools.store.read import sha256
+from adaptertools.store.threads import available_cores
 
 FINE = ("exact", "two-roundings", "untouched")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from adaptertools.base.options import MergeOptions
 from adaptertools.base.prepare import make_plan
 from adaptertools.check.family import family_findings
 from adaptertools.check.inspecting import BaseInfo, inspect
+from adaptertools.check.profile import Profile, load_profile
 from adaptertools.check.rules import run_rules
-from adaptertools.errors import AdapterError, Finding, FindingsError
+from adaptertools.check.serving import serving_findings
+from adaptertools.errors import AdapterError, Finding, FindingsError, Where
 from adaptertools.formats.opening import open_adapter, read_config
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}
@@ -22,11 +24,15 @@ _ORDER = {"error": 0, "warning": 1, "info": 2}
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Every finding about `path`, errors first; `ok` when none is an error."""
+    """Every finding about `path`, errors first; `ok` when none is an error.
+
+    `profile` is the server it was asked for, where one was.
+    """
 
     path: str
     findings: tuple[Finding, ...]
     format: str | None = None
+    profile: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -39,6 +45,7 @@ class Report:
         return {
             "path": self.path,
             "format": self.format,
+            **({} if self.profile is None else {"for": self.profile}),
             "ok": self.ok,
             "findings": [finding.to_json() for finding in self.findings],
         }
@@ -48,24 +55,61 @@ def validate(
     ref: str | Path,
     base: str | Path | None = None,
     *,
+    profile: str | None = None,
     residual_base: bool = False,
     specs: Sequence[str | Path] = (),
 ) -> Report:
-    """Return every finding about an adapter or checkpoint; with `base`, whether it fits that."""
+    """Return every finding about an adapter or checkpoint; with `base`, whether it fits that.
+
+    With `profile`, also what that server would do with the adapter; an unknown one raises
+    `AdapterError` (AT500).
+    """
+    asked = None if profile is None else load_profile(profile)
+    found, name = _validated(ref, base, asked, residual_base, tuple(Path(spec) for spec in specs))
+    unique = dict.fromkeys(found)
+    ordered = tuple(sorted(unique, key=lambda f: _ORDER[f.severity]))
+    return Report(str(ref), ordered, name, profile)
+
+
+def _validated(
+    ref: str | Path,
+    base: str | Path | None,
+    profile: Profile | None,
+    residual_base: bool,
+    specs: tuple[Path, ...],
+) -> tuple[list[Finding], str | None]:
+    """Return the findings, and the format where it is known."""
     accept = ("residual_base",) if residual_base else ()
-    extra = tuple(Path(spec) for spec in specs)
     try:
-        if base is None and isinstance(looked := inspect(ref, specs=extra), BaseInfo):
-            return Report(str(ref), looked.findings, "base")
-        adapter = open_adapter(ref, specs=extra, accept=accept)
+        if base is None and isinstance(looked := inspect(ref, specs=specs), BaseInfo):
+            return [*looked.findings, *_no_adapter(ref, profile)], "base"
+        adapter = open_adapter(ref, specs=specs, accept=accept)
     except FindingsError as error:
-        return _report(ref, list(error.findings), None)
+        return list(error.findings), None
     except AdapterError as error:
-        return _report(ref, [_as_finding(error)], None)
+        return [_as_finding(error)], None
     findings = list(run_rules(adapter))
     if base is not None:
         findings += _against_base(adapter, Path(base))
-    return _report(ref, findings, adapter.format)
+    if profile is not None:
+        findings += serving_findings(adapter, profile, _base_config(base))
+    return findings, adapter.format
+
+
+def _no_adapter(ref: str | Path, profile: Profile | None) -> list[Finding]:
+    if profile is None:
+        return []
+    title = f"is a base checkpoint; {profile.title} is asked about adapters"
+    return [Finding("AT500", "error", title, Where(str(ref)), hint="leave --for out")]
+
+
+def _base_config(base: str | Path | None) -> Mapping[str, Any] | None:
+    """Return the base's config, or None where it has none that can be read."""
+    file = None if base is None else Path(base) / "config.json"
+    try:
+        return read_config(file) if file is not None and file.is_file() else None
+    except AdapterError:
+        return None
 
 
 def _against_base(adapter: Adapter, base: Path) -> list[Finding]:
@@ -86,8 +130,3 @@ def _against_base(adapter: Adapter, base: Path) -> list[Finding]:
 
 def _as_finding(error: AdapterError) -> Finding:
     return Finding(error.code, "error", error.message, error.where, hint=error.hint)
-
-
-def _report(ref: str | Path, findings: list[Finding], name: str | None) -> Report:
-    unique = dict.fromkeys(findings)
-    return Report(str(ref), tuple(sorted(unique, key=lambda f: _ORDER[f.severity])), name)

@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from adaptertools import schemas
-from adaptertools.base.options import available_cores
 from adaptertools.cli.options import examples, output_options
 from adaptertools.cli.output import Output, table
+from adaptertools.store.threads import available_cores
 
 PACKAGES = (
     "adaptertools",

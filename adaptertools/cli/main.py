@@ -19,6 +19,7 @@ from adaptertools.errors import AdapterError
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "Say what an adapter or a checkpoint is, from headers alone."),
     "validate": ("validate", "Report everything that is wrong with an adapter."),
+    "convert": ("convert", "Convert an adapter to another format."),
     "merge": ("merge", "Merge adapters into a base checkpoint."),
     "verify": ("verify", "Check that a checkpoint holds a merge, whoever made it."),
     "formats": ("formats", "List the supported formats, or show one."),

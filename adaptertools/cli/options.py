@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,3 +35,21 @@ def spec_option(function: F) -> F:
 def examples(*lines: str) -> str:
     """Return an epilog that shows examples as they are typed."""
     return "\b\nExamples:\n" + "\n".join(f"  adaptertools {line}" for line in lines)
+
+
+def parse_given(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of `--set FIELD=VALUE`; a value is JSON, else text.
+
+    >>> parse_given(["lora_alpha=16", "enable_lora=[true,false]"])
+    {'lora_alpha': 16, 'enable_lora': [True, False]}
+    """
+    given = {}
+    for pair in pairs:
+        name, mark, text = pair.partition("=")
+        if not name or not mark:
+            raise click.BadParameter(f"{pair!r} is not FIELD=VALUE", param_hint="--set")
+        try:
+            given[name] = json.loads(text)
+        except ValueError:
+            given[name] = text
+    return given

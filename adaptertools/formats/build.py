@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -19,13 +18,13 @@ from adaptertools.adapter.model import (
     Update,
 )
 from adaptertools.errors import FormatError
+from adaptertools.formats.factors import stored_factor, whole_factor
 from adaptertools.formats.group import Group
-from adaptertools.formats.rates import Rate
+from adaptertools.formats.lookup import lookup
+from adaptertools.formats.rates import Rate, version_numbers
 from adaptertools.formats.spec import Role
 from adaptertools.formats.targets import covered
 from adaptertools.patterns.dims import Dims
-from adaptertools.store.dtypes import DTYPES
-from adaptertools.store.read import read_flat, read_tensor
 from adaptertools.store.slot import Slot
 
 
@@ -37,21 +36,16 @@ class Builder:
         self.feedforward: set[str] = set()
 
     def low_rank(self, group: Group, rate: Callable[[int], Rate]) -> LowRank:
-        down, down_sizes = self._factor(group, "down", ("rank", "in"))
-        up, up_sizes = self._factor(group, "up", ("out", "rank"))
-        rank = down_sizes["rank"]
         slots = group.slots
-        if len(slots["up"].shape) != len(slots["down"].shape):
+        self._check_form(group, "down")
+        up, known = self._factor(group, "up", ("out", "rank"))
+        rank = known["rank"]
+        down, sizes = self._down(group, known)
+        if "experts" not in sizes and len(slots["up"].shape) != len(slots["down"].shape):
             raise FormatError(
                 "AT220",
                 f"shape {list(slots['up'].shape)} does not go with {list(slots['down'].shape)} of "
                 f"{down.key}",
-                key=up.key,
-            )
-        if up_sizes["rank"] != rank:
-            raise FormatError(
-                "AT221",
-                f"its rank is {up_sizes['rank']}, but {down.key} has rank {rank}",
                 key=up.key,
             )
         if rank == 0 or 0 in down.shape or 0 in up.shape:
@@ -69,10 +63,12 @@ class Builder:
             rank,
             None,
             group.update.weight,
-            magnitude=self._optional(group, "magnitude", up_sizes["out"]),
-            bias=self._optional(group, "bias", up_sizes["out"]),
+            magnitude=self._optional(group, "magnitude", up.shape[-2]),
+            bias=self._optional(group, "bias", up.shape[-2]),
             gate=self._optional(group, "gate", rank),
             transposed=self._flag(group),
+            experts=sizes.get("experts"),
+            parts=sizes.get("parts"),
         )
         return self._rated(update, rate(rank))
 
@@ -91,8 +87,8 @@ class Builder:
                 key=slots["down"].name,
             )
         known = {"rank": rank, "experts": rows // rank}
-        down = _make_factor(slots["down"], spec.down, ("experts", "rank", "in"), known)
-        up = _make_factor(slots["up"], spec.up, ("experts", "out", "rank"), known)
+        down = stored_factor(slots["down"], spec.down, ("experts", "rank", "in"), known)
+        up = stored_factor(slots["up"], spec.up, ("experts", "out", "rank"), known)
         update = LowRank(
             Target(module, param),
             down,
@@ -135,7 +131,7 @@ class Builder:
                 f"along {wanted}",
                 f"along {axis}",
             )
-        factor = _make_factor(slot, axes[axis], (axis,), {})
+        factor = stored_factor(slot, axes[axis], (axis,), {})
         return Scaling(
             Target(group.module), factor, axis, group.update.weight, transposed=self._flag(group)
         )
@@ -194,8 +190,35 @@ class Builder:
         slot, role = group.slots[name], group.update.role(name)
         for dims in role.dims:
             if dims.fits(slot.shape):
-                return _make_factor(slot, dims, axes, {}), dims.solve(slot.shape)
+                sizes = dims.solve(slot.shape)
+                lead = ("experts",) if "experts" in sizes else ()
+                return stored_factor(slot, dims, (*lead, *axes)), sizes
         raise _no_fit(slot, role)
+
+    def _down(self, group: Group, sizes: Mapping[str, int]) -> tuple[Factor, dict[str, int]]:
+        """Return the down factor by the first pattern that agrees with the sizes of up."""
+        slot, role = group.slots["down"], group.update.role("down")
+        known = {name: sizes[name] for name in ("rank", "experts") if name in sizes}
+        for dims in role.dims:
+            if known.keys() - {"rank"} <= dims.names and dims.fits(slot.shape, known):
+                solved = dims.solve(slot.shape, known)
+                lead = [name for name in ("experts", "parts") if name in solved]
+                return stored_factor(slot, dims, (*lead, "rank", "in"), known), solved
+        found = next((d.solve(slot.shape)["rank"] for d in role.dims if d.fits(slot.shape)), None)
+        if found is None:
+            raise _no_fit(slot, role)
+        raise FormatError(
+            "AT221",
+            f"its rank is {known['rank']}, but {slot.name} has rank {found}",
+            key=group.slots["up"].name,
+        )
+
+    def _check_form(self, group: Group, name: str) -> None:
+        slot, role = group.slots[name], group.update.role(name)
+        if not any(
+            len(slot.shape) - len(d.axes) in (range(9) if d.tail else (0,)) for d in role.dims
+        ):
+            raise _no_fit(slot, role)
 
     def _optional(self, group: Group, name: str, size: int) -> Factor | None:
         slot = group.slots.get(name)
@@ -205,11 +228,11 @@ class Builder:
         for dims in role.dims:
             axis = next(n for a in dims.axes for n in a.names if not n.isdigit())
             if dims.fits(slot.shape, {axis: size}):
-                return _make_factor(slot, dims, (axis,), {axis: size})
+                return stored_factor(slot, dims, (axis,), {axis: size})
         raise _no_fit(slot, role, size)
 
     def _flag(self, group: Group) -> bool | None:
-        value = self.config.get(group.update.transposed or "")
+        value = lookup(self.config, group.update.transposed or "")
         return value if isinstance(value, bool) else None
 
 
@@ -217,15 +240,11 @@ def _orientation(rule: Mapping[str, Any], config: Mapping[str, Any]) -> Orientat
     """Return how the writer oriented expert parameters; no version means an old one."""
     if not rule:
         return "module"
-    version = _numbers(str(config.get(rule["field"]) or "0"))
+    version = version_numbers(str(config.get(rule["field"]) or "0"))
     for before, meaning in rule["before"].items():
-        if version < _numbers(before):
+        if version < version_numbers(before):
             return cast(Orientation, meaning)
     return cast(Orientation, rule["default"])
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
 
 
 def _axis(dims: Dims) -> Axis:
@@ -238,38 +257,6 @@ def _no_fit(slot: Slot, role: Role, size: int | None = None) -> FormatError:
     more = f" with {size}" if size is not None else ""
     return FormatError(
         "AT220", f"shape {list(slot.shape)} does not fit {told}{more}", key=slot.name
-    )
-
-
-def _make_factor(slot: Slot, dims: Dims, axes: Sequence[str], known: dict[str, int]) -> Factor:
-    if not DTYPES[slot.dtype].floating:
-        raise FormatError("AT226", f"holds {slot.dtype}, not floating point numbers", key=slot.name)
-    sizes = dims.solve(slot.shape, known)
-    kernel = slot.shape[len(dims.axes) :] if dims.tail not in ("", "1") else ()
-    shape = tuple(sizes[axis] for axis in axes) + tuple(kernel)
-    return Factor(
-        slot.name,
-        shape,
-        slot.dtype,
-        slot.size,
-        str(slot.file),
-        lambda: dims.to_canonical(read_tensor(slot), axes, sizes).reshape(shape),
-        lambda start, stop: read_flat(slot, start, stop),
-        slot,
-    )
-
-
-def whole_factor(slot: Slot) -> Factor:
-    """Return a factor whose canonical form is the stored tensor itself."""
-    return Factor(
-        slot.name,
-        slot.shape,
-        slot.dtype,
-        slot.size,
-        str(slot.file),
-        lambda: read_tensor(slot),
-        lambda start, stop: read_flat(slot, start, stop),
-        slot,
     )
 
 

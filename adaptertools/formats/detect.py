@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from adaptertools import schemas
 from adaptertools.errors import FormatError
+from adaptertools.formats.lookup import lookup
 from adaptertools.formats.spec import FormatSpec
 
 
@@ -24,15 +26,19 @@ def score(spec: FormatSpec, file: str, config: Mapping[str, Any], keys: Iterable
     """Score one spec against a weight file's name, its config and its keys."""
     points, evidence = 0.0, list[str]()
     for name, accepted in spec.detect_config.items():
-        if config.get(name) in accepted:
+        value = lookup(config, name)
+        if value in accepted:
             points += 4
-            evidence.append(f"{spec.config}: {name}={config[name]}")
-        elif name in config:
+            evidence.append(f"{spec.config or 'metadata'}: {name}={value}")
+        elif value is not None:
             points -= 8
-    if file in spec.weights:
+    if any(fnmatch.fnmatchcase(file, pattern) for pattern in spec.weights):
         points += 1
         evidence.append(f"file name {file}")
     keys = list(keys)
+    if spec.detect_keys:
+        named = sum(any(fnmatch.fnmatchcase(k, p) for p in spec.detect_keys) for k in keys[:64])
+        points += 1 if named else -8
     roles = [role for _, update, role in spec.roles() if not update.fallback]
     templates = [template for role in roles for template in role.templates]
     matched = sum(any(t.match(key) for t in templates) for key in keys[:64])
@@ -46,13 +52,18 @@ def detect(
     specs: Iterable[FormatSpec],
     path: str,
     file: str,
-    config: Mapping[str, Any],
+    configs: Mapping[str, Mapping[str, Any]],
     keys: Iterable[str],
 ) -> Guess:
-    """Return the best guess; raises `FormatError`: AT201 unknown, AT202 a tie, AT203 refused."""
+    """Return the best guess; raises `FormatError`: AT201 unknown, AT202 a tie, AT203 refused.
+
+    `configs` are the configs that the formats would read, by their ids.
+    """
+    config = next((c for c in configs.values() if "peft_type" in c), {})
     _refuse_by_name(path, config)
     keys = list(keys)
-    guesses = sorted((score(s, file, config, keys) for s in specs), key=lambda g: -g.score)
+    guesses = sorted((score(s, file, configs[s.id], keys) for s in specs), key=lambda g: -g.score)
+    config = config or next((c for c in configs.values() if c), {})
     best = guesses[0] if guesses else None
     if best is None or best.score < 2:
         raise FormatError("AT201", _unknown(config, keys), file=path, hint=_unknown_hint(config))

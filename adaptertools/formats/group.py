@@ -68,11 +68,15 @@ class Grouping:
                     adapter, param = found.get("adapter"), found.get("param")
                     hits.append(_Hit(number, update, role, module, adapter, param))
                     break
-        return hits
+        return _restricted(hits)
 
     def _clean(self, module: str) -> str:
         """Drop the segments that training wrappers leave in a module path."""
         wrappers = schemas.table("names")["wrappers"]
+        for written, meant in self.spec.aliases:
+            if (fields := written.match(module)) is not None:
+                module = meant.format(fields)
+                break
         parts = module.split(".")
         kept = [part for part in parts if part not in wrappers]
         self._stripped.update(part for part in parts if part in wrappers)
@@ -118,3 +122,9 @@ class Grouping:
         self.findings.append(
             Finding(code, severity, title, Where(self.file, key), hint=hint)  # type: ignore[arg-type]
         )
+
+
+def _restricted(hits: list[_Hit]) -> list[_Hit]:
+    """Keep the hit of an update that is only for this module, else those that are for any."""
+    own = [hit for hit in hits if hit.module in hit.update.modules]
+    return own or [hit for hit in hits if not hit.update.modules]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,6 +12,8 @@ from adaptertools.adapter.model import Adapter, LowRank, Update
 from adaptertools.errors import Finding, FormatError, Severity, Where
 from adaptertools.formats.build import BUILDERS, Builder
 from adaptertools.formats.group import Group, Grouping
+from adaptertools.formats.lookup import lookup
+from adaptertools.formats.parts import configured_parts
 from adaptertools.formats.rates import Rates
 from adaptertools.formats.spec import FormatSpec, Refusal
 from adaptertools.formats.targets import covers
@@ -43,7 +45,7 @@ class Parser:
         if not self.slots:
             self._find("AT214", "error", "the adapter has no tensors", hint="save it again")
         self._check_config()
-        if self.spec.scale and not self.config:
+        if self.spec.config_schema and self.spec.scale and not self.config:
             self._find(
                 "AT225",
                 "error",
@@ -99,7 +101,11 @@ class Parser:
             update = self.builder.stacked(
                 group, place[1], place[0], rank, lambda r: rates.rate(name, r)
             )
-        return _unwrapped(cast(LowRank, update))
+        low_rank = _unwrapped(cast(LowRank, update))
+        if low_rank.parts is not None and self.spec.parts:
+            enabled = configured_parts(self.spec.parts, self.config)
+            return replace(low_rank, enabled=enabled)
+        return low_rank
 
     def _stacked_places(self, groups: list[Group]) -> dict[int, tuple[str, str]]:
         """Return, for each update on a named parameter, the module and the parameter it means."""
@@ -167,7 +173,7 @@ class Parser:
     def _check_config(self) -> None:
         for refusal in self.spec.refusals:
             if self._refused(refusal):
-                value = self.config[refusal.field]
+                value = lookup(self.config, refusal.field)
                 self._find(
                     "AT230",
                     "error",
@@ -194,7 +200,7 @@ class Parser:
             )
 
     def _refused(self, refusal: Refusal) -> bool:
-        value = self.config.get(refusal.field)
+        value = lookup(self.config, refusal.field)
         if not value or refusal.unless in self.accept:
             return False
         if refusal.matches:
@@ -244,8 +250,8 @@ class Parser:
         )
 
 
-def _text(config: Mapping[str, Any], field: str | None) -> str | None:
-    value = config.get(field) if field else None
+def _text(config: Mapping[str, Any], fields: str | Sequence[str] | None) -> str | None:
+    value = lookup(config, *([fields] if isinstance(fields, str) else fields or ()))
     return value if isinstance(value, str) and value else None
 
 
@@ -268,13 +274,18 @@ def _parameters(root: str, named: Any, *, bare: bool) -> list[str]:
     An entry names the end of a parameter's path, so one without a dot means that parameter of any
     module; such entries count where `bare`, and where no entry names the module.
     """
-    order: list[str] = schemas.table("names")["expert_parameters"]
     entries = [e for e in named if isinstance(e, str)] if isinstance(named, list) else []
     split = [entry.rpartition(".") for entry in dict.fromkeys(entries)]
     found = [p for path, _, p in split if path and f".{root}".endswith(f".{path}")]
     if not found and bare:
         found = [param for path, _, param in split if not path]
-    return sorted(dict.fromkeys(found), key=lambda p: order.index(p) if p in order else len(order))
+    return parameters_in_order(dict.fromkeys(found))
+
+
+def parameters_in_order(names: Iterable[str]) -> list[str]:
+    """Return parameters of one module in the order in which PEFT wraps them, innermost first."""
+    order: list[str] = schemas.table("names")["expert_parameters"]
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def _unwrapped(update: LowRank) -> LowRank:

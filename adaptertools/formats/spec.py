@@ -12,7 +12,10 @@ from adaptertools.errors import SpecError
 from adaptertools.patterns.dims import Dims, compile_dims
 from adaptertools.patterns.template import Template, compile_template
 
-RESERVED = {"kind", "prefix", "weight", "transposed", "stacked", "fallback", "index", "feedforward"}
+RESERVED = {
+    *("kind", "prefix", "weight", "transposed", "stacked", "fallback", "index", "feedforward"),
+    *("modules", "beside"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,10 @@ class Stacked:
 
 @dataclass(frozen=True, slots=True)
 class UpdateSpec:
-    """One `[[update]]` entry: the kind of update, and the tensors it is made of."""
+    """One `[[update]]` entry: the kind of update, and the tensors it is made of.
+
+    `modules` are the only ones it is for; `beside` says that it stands beside another update.
+    """
 
     kind: str
     roles: tuple[Role, ...]
@@ -50,6 +56,8 @@ class UpdateSpec:
     fallback: bool = False
     index: str | None = None
     feedforward: str | None = None
+    modules: tuple[str, ...] = ()
+    beside: bool = False
 
     def role(self, name: str) -> Role:
         return next(role for role in self.roles if role.name == name)
@@ -68,23 +76,38 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class FormatSpec:
-    """A compiled format spec; `limits` says what the format can hold."""
+    """A compiled format spec; `limits` says what the format can hold, `write` how it is written.
+
+    `parts` says where the config tells which parts of a fused tensor an adapter has, `model` in
+    which dialect of `schemas/configs.toml` it describes its base, `aliases` (in the file, in the
+    scheme) how module paths differ from those of the naming scheme.
+    """
 
     id: str
     title: str
     method: str
     scheme: str
     weights: tuple[str, ...]
-    config: str | None
+    configs: tuple[str, ...]
     updates: tuple[UpdateSpec, ...]
     config_schema: str | None = None
     detect_config: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    fields: Mapping[str, str] = field(default_factory=dict)
+    detect_keys: tuple[str, ...] = ()
+    fields: Mapping[str, str | list[str]] = field(default_factory=dict)
     scale: Mapping[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
-    limits: Mapping[str, bool] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    write: Mapping[str, Any] = field(default_factory=dict)
+    aliases: tuple[tuple[Template, Template], ...] = ()
     source: str = ""
+
+    @property
+    def config(self) -> str | None:
+        """The name of the config file that lies beside the weights."""
+        return self.configs[0] if self.configs else None
 
     def roles(self) -> Iterator[tuple[int, UpdateSpec, Role]]:
         """Yield every role with its update and the update's number."""
@@ -125,10 +148,11 @@ def _compile(raw: Mapping[str, Any], source: str) -> FormatSpec:
         method=raw["method"],
         scheme=raw["scheme"],
         weights=tuple(files["weights"]),
-        config=files.get("config"),
+        configs=_texts(files.get("config", ())),
         config_schema=files.get("config_schema"),
         updates=tuple(_update(entry) for entry in raw["update"]),
         detect_config={k: tuple(v) for k, v in raw.get("detect", {}).get("config", {}).items()},
+        detect_keys=tuple(raw.get("detect", {}).get("keys", ())),
         fields=raw.get("fields", {}),
         scale=raw.get("scale", {}),
         refusals=tuple(
@@ -137,6 +161,13 @@ def _compile(raw: Mapping[str, Any], source: str) -> FormatSpec:
         ),
         limits=raw.get("limits", {}),
         marks=tuple(raw.get("marks", ())),
+        parts=raw.get("parts", {}),
+        model=files.get("model"),
+        write=raw.get("write", {}),
+        aliases=tuple(
+            (compile_template(a["file"]), compile_template(a["module"]))
+            for a in raw.get("alias", ())
+        ),
         source=source,
     )
 
@@ -163,7 +194,13 @@ def _update(entry: Mapping[str, Any]) -> UpdateSpec:
         fallback=entry.get("fallback", False),
         index=entry.get("index"),
         feedforward=entry.get("feedforward"),
+        modules=tuple(entry.get("modules", ())),
+        beside=entry.get("beside", False),
     )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _keys(role: Mapping[str, Any]) -> list[str]:
@@ -185,7 +222,7 @@ def _stacked(raw: Mapping[str, Any]) -> Stacked:
 def _check_ambiguity(spec: FormatSpec, path: Path) -> None:
     """Reject a spec in which one key could mean two different tensors."""
     sample = {"module": "a.0.b", "adapter": "c", "param": "weight"}
-    entries = [(n, role) for n, update, role in spec.roles() if not update.fallback]
+    entries = [(n, r) for n, u, r in spec.roles() if not (u.fallback or u.modules)]
     for number, role in entries:
         key = role.templates[0].format({f: sample[f] for f in role.templates[0].fields})
         for other_number, other in entries:

@@ -1,9 +1,8 @@
 """Dims patterns: how a stored tensor relates to the canonical one, in the manner of einops.
 
 `out rank` names two axes; `(experts rank) in` says that the first stored axis is two axes, slowest
-first; `out in *k` ends in any number of kernel axes and `out rank *1` in any number of ones;
-`[q:(heads head_dim) k:(kv_heads head_dim)] in` lays named parts one after another. Patterns are
-checked against shapes alone and inverted mechanically.
+first; `out in *k` ends in any number of kernel axes and `out rank *1` in any number of ones.
+Patterns are checked against shapes alone and inverted mechanically.
 """
 
 from __future__ import annotations
@@ -18,19 +17,16 @@ from typing import Any
 from adaptertools.errors import FormatError, SpecError
 
 Sizes = Mapping[str, int]
-_TOKEN = re.compile(r"\s*([()\[\]]|\*1|\*?[A-Za-z_][A-Za-z0-9_]*:?|[0-9]+)")
+_TOKEN = re.compile(r"\s*([()]|\*1|\*?[A-Za-z_][A-Za-z0-9_]*|[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One stored axis: the product of `names` (numbers stand for themselves), or named parts."""
+    """One stored axis: the product of `names`, slowest first (numbers stand for themselves)."""
 
     names: tuple[str, ...] = ()
-    parts: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __str__(self) -> str:
-        if self.parts:
-            return "[" + " ".join(f"{p}:({' '.join(n)})" for p, n in self.parts) + "]"
         return self.names[0] if len(self.names) == 1 else f"({' '.join(self.names)})"
 
 
@@ -67,11 +63,6 @@ class Dims:
     def _solve_axis(
         self, axis: Axis, size: int, sizes: dict[str, int], shape: Sequence[int]
     ) -> None:
-        if axis.parts:
-            expected = sum(prod(_size(n, sizes) for n in names) for _, names in axis.parts)
-            if expected != size:
-                raise self._mismatch(shape, f"axis {axis} should be {expected}, not {size}")
-            return
         unknown = [n for n in axis.names if not n.isdigit() and n not in sizes]
         given = prod(_size(n, sizes) for n in axis.names if n not in unknown)
         if len(unknown) == 1 and given and size % given == 0:
@@ -102,17 +93,23 @@ class Dims:
         permuted = spread.permute(order) if hasattr(spread, "permute") else spread.transpose(order)
         return permuted.reshape(tuple(permuted.shape[len(ones) :]))
 
-    def part_slices(self, sizes: Sizes) -> dict[str, tuple[int, int]]:
-        """Return the (start, stop) rows of each named part of the first axis that has parts."""
-        axis = next((a for a in self.axes if a.parts), None)
-        if axis is None:
-            raise SpecError("AT293", f"dims {self.text!r} has no [parts]")
-        slices, start = {}, 0
-        for part, names in axis.parts:
-            stop = start + prod(_size(n, sizes) for n in names)
-            slices[part] = (start, stop)
-            start = stop
-        return slices
+    def to_stored(self, tensor: Any, axes: Sequence[str], sizes: Sizes) -> Any:
+        """Return the stored form of a tensor (torch or numpy) in canonical `axes`, no copy made.
+
+        The inverse of `to_canonical`; a kernel stays behind, a tail of ones is left out.
+        """
+        names = [n for axis in self.axes for n in axis.names]
+        kept = [n for n in names if not n.isdigit()]
+        kernel = tuple(tensor.shape[len(axes) :])
+        order = [axes.index(n) for n in kept] + list(range(len(axes), len(axes) + len(kernel)))
+        permuted = tensor.permute(order) if hasattr(tensor, "permute") else tensor.transpose(order)
+        shape = [prod(_size(n, sizes) for n in axis.names) for axis in self.axes]
+        return permuted.reshape((*shape, *kernel))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The axes that the pattern names."""
+        return frozenset(n for axis in self.axes for n in axis.names if not n.isdigit())
 
     def _mismatch(self, shape: Sequence[int], why: str) -> FormatError:
         return FormatError("AT220", f"shape {list(shape)} does not fit '{self.text}': {why}")
@@ -149,8 +146,6 @@ class _Reader:
                 tail = token[1:]
             elif token == "(":
                 axes.append(Axis(self._group()))
-            elif token == "[":
-                axes.append(Axis(parts=self._parts()))
             else:
                 axes.append(Axis((self._name(token),)))
         names = [n for a in axes for n in a.names if not n.isdigit()]
@@ -159,7 +154,7 @@ class _Reader:
         return Dims(self.text, tuple(axes), tail)
 
     def _name(self, token: str) -> str:
-        if token in "()[]" or token.endswith(":") or token.startswith("*"):
+        if token in "()" or token.startswith("*"):
             raise SpecError("AT293", f"dims {self.text!r}: unexpected {token!r}")
         return token
 
@@ -175,16 +170,6 @@ class _Reader:
         if not self.tokens:
             raise SpecError("AT293", f"dims {self.text!r}: a bracket is never closed")
         return self.tokens.pop(0)
-
-    def _parts(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        parts: list[tuple[str, tuple[str, ...]]] = []
-        while (token := self._next()) != "]":
-            if not token.endswith(":"):
-                parts.append((self._name(token), (token,)))
-                continue
-            after = self._next()
-            parts.append((token[:-1], self._group() if after == "(" else (self._name(after),)))
-        return tuple(parts)
 
 
 @cache

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """`name` as in a safetensors header, `bits` per element, `torch` attribute, CLI `word`."""
+    """`name` as in a safetensors header, `bits` per element, `torch` attribute, CLI `word`.
+
+    A ggml type that stores rows in blocks has `block` = (elements, bytes) instead of bits.
+    """
 
     name: str
     bits: int
@@ -21,6 +24,7 @@ class DType:
     word: str = ""
     floating: bool = False
     packed: bool = False
+    block: tuple[int, int] | None = None
 
 
 _ALL = (
@@ -51,6 +55,42 @@ DTYPES = {dtype.name: dtype for dtype in _ALL}
 BY_TORCH = {dtype.torch: dtype for dtype in _ALL if dtype.torch}
 WORDS = {dtype.word: dtype.name for dtype in _ALL if dtype.word}
 
+# ggml type number → (name, elements of a block, bytes of a block); from ggml.h and ggml-common.h
+_BLOCKS = {
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 40),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    29: ("IQ1_M", 256, 56),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+}
+_PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
+GGML_TYPES = {number: DTYPES[name] for number, name in _PLAIN.items()} | {
+    number: DType(name, 0, "", packed=True, block=(elements, size))
+    for number, (name, elements, size) in _BLOCKS.items()
+}
+GGML_NUMBERS = {dtype.name: number for number, dtype in GGML_TYPES.items()}
+
 
 def dtype_name(word: str) -> str:
     """Return the safetensors name of a CLI word (`bf16`) or of a torch name (`bfloat16`)."""
@@ -60,9 +100,17 @@ def dtype_name(word: str) -> str:
     raise AdapterError("AT500", f"unknown dtype {word!r}", hint=f"use one of {', '.join(WORDS)}")
 
 
+def dtype_of(name: str) -> DType:
+    """Return the dtype of this name, of safetensors or of ggml; KeyError when there is none."""
+    return DTYPES[name] if name in DTYPES else GGML_TYPES[GGML_NUMBERS[name]]
+
+
 def nbytes(dtype: str, elements: int) -> int:
     """Return the bytes that `elements` values of `dtype` take, rounded up for packed types."""
-    return (DTYPES[dtype].bits * elements + 7) // 8
+    found = dtype_of(dtype)
+    if found.block is None:
+        return (found.bits * elements + 7) // 8
+    return -(-elements // found.block[0]) * found.block[1]
 
 
 def torch_dtype(name: str) -> torch.dtype:

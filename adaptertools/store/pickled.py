@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import io
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 MAX_PICKLE = 100_000_000
-_MARK = object()
+MAX_DIMS = 64
 
 STORAGES = {
     "DoubleStorage": "F64",
@@ -64,16 +64,33 @@ class Strided:
 
 def _rebuild_tensor(arguments: tuple[Any, ...]) -> Strided:
     storage, start, shape, strides = arguments[:4]
-    numbers = (start, *shape, *strides)
     if not isinstance(storage, Storage) or len(shape) != len(strides):
         raise UnsafePickleError("a tensor without a storage")
+    if len(shape) > MAX_DIMS:
+        raise UnsafePickleError(f"a tensor of {len(shape)} dimensions")
+    numbers = (start, *shape, *strides)
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
         raise UnsafePickleError("a tensor with impossible sizes")
     return Strided(storage, start, tuple(shape), tuple(strides))
 
 
+def _table(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a dict; a nested key is refused, for hashing a deep one would end the process."""
+    table = {}
+    for key, value in pairs:
+        if not isinstance(key, str | int | float | bytes | None):
+            raise UnsafePickleError(f"a key that is a {type(key).__name__}")
+        table[key] = value
+    return table
+
+
+def _told(value: Any) -> str:
+    """Return a short word for what a pickle refers to."""
+    return str(value)[:120] if isinstance(value, Global | str) else f"a {type(value).__name__}"
+
+
 _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
-    "collections.OrderedDict": lambda a: dict(a[0]) if a else {},
+    "collections.OrderedDict": lambda a: _table(a[0]) if a else {},
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda a: a[0],
@@ -85,22 +102,27 @@ _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
 
 def _persistent(value: Any) -> Storage:
     tag, kind, key = value[:3]
-    name = kind.name if isinstance(kind, Global) else str(kind)
+    name = kind.name if isinstance(kind, Global) else ""
     if tag != "storage" or name not in STORAGES or not isinstance(key, str):
-        raise UnsafePickleError(f"a storage of type {kind}")
+        raise UnsafePickleError(f"a storage of type {_told(kind)}")
     return Storage(STORAGES[name], key)
 
 
 class _Machine:
-    """The pickle machine, restricted to containers, numbers, strings and `_CALLS`."""
+    """The pickle machine, restricted to containers, numbers, strings and `_CALLS`.
 
-    def __init__(self) -> None:
+    `budget` bounds what calls may copy: a list is written once, and so copied once.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
         self.stack: list[Any] = []
+        self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
     def pop_mark(self) -> list[Any]:
-        at = len(self.stack) - 1 - self.stack[::-1].index(_MARK)
-        items = self.stack[at + 1 :]
+        at = self.marks.pop()
+        items = self.stack[at:]
         del self.stack[at:]
         return items
 
@@ -114,7 +136,7 @@ class _Machine:
             raise UnsafePickleError(f"the pickle operation {name}")
 
     def op_mark(self, _: Any) -> None:
-        self.stack.append(_MARK)
+        self.marks.append(len(self.stack))
 
     def op_tuple(self, _: Any) -> None:
         self.stack.append(tuple(self.pop_mark()))
@@ -137,11 +159,11 @@ class _Machine:
 
     def op_setitem(self, _: Any) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self.stack[-1][key] = value
+        self.stack[-1].update(_table([(key, value)]))
 
     def op_setitems(self, _: Any) -> None:
         items = self.pop_mark()
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        self.stack[-1].update(_table(zip(items[::2], items[1::2], strict=True)))
 
     def op_build(self, _: Any) -> None:
         if not isinstance(self.stack[-2], dict):
@@ -158,9 +180,12 @@ class _Machine:
 
     def op_reduce(self, _: Any) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        call = _CALLS.get(str(function))
+        call = _CALLS.get(str(function)) if isinstance(function, Global) else None
         if call is None:
-            raise UnsafePickleError(f"a call of {function}")
+            raise UnsafePickleError(f"a call of {_told(function)}")
+        self.budget -= sum(len(a) for a in arguments[:1] if isinstance(a, list | tuple))
+        if self.budget < 0:
+            raise UnsafePickleError("more items than it has bytes")
         self.stack.append(call(arguments))
 
     def op_binpersid(self, _: Any) -> None:
@@ -214,7 +239,7 @@ def interpret(data: bytes) -> Any:
 
     Raises `UnsafePickleError` for anything that is not plain tensor data, and for damage.
     """
-    machine = _Machine()
+    machine = _Machine(len(data))
     try:
         for opcode, argument, _ in pickletools.genops(io.BytesIO(data)):
             machine.step(opcode.name, argument)

@@ -74,6 +74,7 @@ def test_sizes_follow_the_fallbacks_and_skip_what_is_missing() -> None:
     assert (sizes["head_dim"], sizes["kv_heads"], sizes["i"]) == (128, 8, 80)
     old = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": None}
     sizes = family_of(LLAMA_70B).sizes(old)
+    assert (sizes.pop("half"), sizes.pop("q_per_kv")) == (4, 1)
     assert sizes == {"hidden": 64, "heads": 8, "kv_heads": 8, "head_dim": 8}
     hostile = {"hidden_size": "64", "num_attention_heads": True, "intermediate_size": -1}
     assert family_of(LLAMA_70B).sizes(hostile) == {}
@@ -203,8 +204,8 @@ in = "hidden"
     ("old", "new", "why"),
     [
         ('out = "hidden"', 'out = "inter"', "inter"),
-        ('out = "hidden"', 'out = "hidden hidden2"', "one axis|twice|sizes"),
-        ('out = "hidden"', 'out = "hidden)"', "unexpected"),
+        ('out = "hidden"', 'out = "hidden hidden2"', "follows the end"),
+        ('out = "hidden"', 'out = "hidden)"', "follows the end"),
         ('out = "hidden"', "out = 3", "malformed"),
         ('out = "hidden"', 'out = { meta = "hidden" }', "malformed"),
         ('id = "x"', "", "malformed"),

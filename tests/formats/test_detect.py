@@ -108,7 +108,7 @@ config = "adapter_config.json"
 [detect]
 config = {{ kind = ["copy"] }}
 [scale]
-rule = {{ default = "alpha/rank" }}
+rule = "alpha/rank"
 alpha = {{ config = "alpha" }}
 [[update]]
 kind = "low_rank"
@@ -144,7 +144,8 @@ def test_scores_fall_with_the_share_of_keys() -> None:
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == 8
     assert score(spec, file, {"peft_type": "IA3"}, keys).score < 0
-    assert detect(registry.shipped(), "p", file, config, keys).spec is spec
+    configs = {other.id: config for other in registry.shipped()}
+    assert detect(registry.shipped(), "p", file, configs, keys).spec is spec
 
 
 def test_weights_without_a_config_are_not_blamed_on_the_format(tmp_path: Path) -> None:

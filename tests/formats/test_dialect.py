@@ -37,7 +37,8 @@ config = { dialect = ["swapped"] }
 [fields]
 base_model = "parent"
 [scale]
-rule = { when = "stable", then = "alpha/sqrt(rank)", default = "alpha/rank" }
+rule = "alpha/rank"
+case = [{ field = "stable", equals = true, rule = "alpha/sqrt(rank)" }]
 alpha = { config = "strength", patterns = "strengths" }
 [[update]]
 kind = "low_rank"

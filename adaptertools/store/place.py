@@ -11,10 +11,16 @@ from pathlib import Path
 from adaptertools.errors import OutputError
 
 MAX_NAME = 200
+_MODEL_ENDINGS = (".safetensors", "config.json", ".gguf", ".pt", ".pth", ".lora", ".nemo")
 
 
-def check_place(out: Path, inputs: Iterable[Path], *, is_file: bool, overwrite: bool) -> None:
-    """Raise `OutputError` (AT501 to AT503, AT508) when `out` cannot take the result."""
+def check_place(
+    out: Path, inputs: Iterable[Path], *, is_file: bool | None, overwrite: bool
+) -> None:
+    """Raise `OutputError` (AT501 to AT503, AT508) when `out` cannot take the result.
+
+    `is_file`: the result is one safetensors file; None where it may be a file or a folder.
+    """
     parent = out.parent
     try:
         out.is_dir()
@@ -68,13 +74,13 @@ def _is_empty_dir(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _check_replaceable(out: Path, *, is_file: bool) -> None:
+def _check_replaceable(out: Path, *, is_file: bool | None) -> None:
     """Refuse to replace what does not look like a model: a slip must not cost a home folder."""
-    if is_file:
+    if is_file or (is_file is None and out.is_file()):
         if not out.is_file():
             raise OutputError("AT501", "exists and is not a file", file=out)
         return
-    looks = out.is_dir() and (any(out.glob("*.safetensors")) or (out / "config.json").is_file())
+    looks = out.is_dir() and any(any(out.glob(f"*{end}")) for end in _MODEL_ENDINGS)
     if not looks:
         raise OutputError(
             "AT501",

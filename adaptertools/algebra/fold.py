@@ -1,0 +1,37 @@
+"""Values times a constant, and values in another dtype: rounded once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from adaptertools.algebra.rounding import round_to
+
+
+def folded(values: torch.Tensor, factor: float, out: torch.dtype) -> torch.Tensor:
+    """Return `values` · factor in dtype `out`, computed in F64 and rounded once."""
+    wide = values.double() * factor
+    result = torch.empty(wide.shape, dtype=out)
+    round_to(result, wide)
+    return result
+
+
+def gated(values: torch.Tensor, gate: torch.Tensor, out: torch.dtype) -> torch.Tensor:
+    """Return the columns of `values` [out, rank] times `gate` [rank] (of AdaLoRA)."""
+    wide = values.double() * gate.double()
+    result = torch.empty(wide.shape, dtype=out)
+    round_to(result, wide)
+    return result
+
+
+def is_exact(factor: float) -> bool:
+    """Say whether multiplying by `factor` only moves the exponent."""
+    return abs(math.frexp(factor)[0]) == 0.5
+
+
+def as_bits(values: torch.Tensor) -> Any:
+    """Return the raw bits of a tensor as a numpy array of unsigned integers."""
+    words = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
+    return values.contiguous().view(words[values.element_size()]).numpy()

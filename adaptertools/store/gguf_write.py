@@ -1,0 +1,161 @@
+"""Writing GGUF files (version 3): pairs, the tensor table, then one tensor's data at a time.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. For the same pairs and tensors in
+the same order the bytes are those of gguf-py. Codes: see `store/gguf.py`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptertools.errors import SourceError
+from adaptertools.store.create import create
+from adaptertools.store.dtypes import GGML_NUMBERS, GGML_TYPES, dtype_of, nbytes
+from adaptertools.store.gguf import (
+    ALIGNMENT,
+    DEFAULT_ALIGNMENT,
+    MAGIC,
+    MAX_DIMS,
+    check_alignment,
+    check_shape,
+)
+from adaptertools.store.gguf_head import ARRAY, KINDS, U32, U64, Scalar
+from adaptertools.store.stored import Stored
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+VERSION = 3
+_NUMBERS = {kind: (number, code) for number, (kind, code) in KINDS.items()}
+_CLASSES = {"string": (str,), "bool": (bool,), "float32": (float, int), "float64": (float, int)}
+_STEP = 1 << 22
+
+
+def encode_kv(key: str, value: Scalar | Sequence[Scalar], kind: str) -> tuple[str, bytes]:
+    """Return a pair for the writer; `kind` is `uint32`, `string`, …, with `[]` for an array of it.
+
+    Raises `SourceError` (AT143) when the value is not of the kind; an int is no bool.
+    """
+    item, array = kind.removesuffix("[]"), kind.endswith("[]")
+    number, code = _NUMBERS[item]
+    try:
+        items: list[Any] = list(value) if array else [value]  # type: ignore[arg-type]
+        if not key or not all(type(one) in _CLASSES.get(item, (int,)) for one in items):
+            raise TypeError
+        head = U32.pack(ARRAY) + U32.pack(number) + U64.pack(len(items))
+        payload = struct.pack(f"<{len(items)}{code}", *items) if code else _texts(items)
+        return key, _texts([key]) + (head if array else U32.pack(number)) + payload
+    except (TypeError, ValueError, OverflowError, struct.error):
+        raise SourceError("AT143", f"{repr(value)[:60]} is not {kind}", key=key) from None
+
+
+def _texts(texts: Sequence[str]) -> bytes:
+    parts = [text.encode() for text in texts]
+    return b"".join(U64.pack(len(part)) + part for part in parts)
+
+
+def render_header(
+    pairs: Sequence[tuple[str, bytes]],
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]],
+    alignment: int = DEFAULT_ALIGNMENT,
+) -> tuple[bytes, dict[str, int], int]:
+    """Return the head for encoded pairs and (name, dtype, row-major shape), offsets, and file size.
+
+    Offsets are absolute. An alignment other than 32 gets a pair at the end unless `pairs` has it.
+    Raises `SourceError` (AT143 to AT146) for what a GGUF file cannot hold.
+    """
+    pairs = [*pairs, *_alignment_pair(pairs, alignment)]
+    if len(dict(pairs)) != len(pairs):
+        raise SourceError("AT143", "a key stands twice among the pairs")
+    table, starts, at = [], {}, 0
+    for name, dtype, shape in tensors:
+        if name in starts:
+            raise SourceError("AT145", "the tensor stands twice", key=name)
+        table.append(_entry(name, dtype, shape) + U64.pack(at))
+        starts[name] = at
+        at += _padded(nbytes(dtype, prod(shape)), alignment)
+    parts = [MAGIC, U32.pack(VERSION), U64.pack(len(tensors)), U64.pack(len(pairs))]
+    head = b"".join([*parts, *(raw for _, raw in pairs), *table])
+    head = head.ljust(_padded(len(head), alignment), b"\0")
+    return head, {name: len(head) + start for name, start in starts.items()}, len(head) + at
+
+
+def _padded(size: int, alignment: int) -> int:
+    return size + -size % alignment
+
+
+def _alignment_pair(
+    pairs: Sequence[tuple[str, bytes]], alignment: int
+) -> Sequence[tuple[str, bytes]]:
+    check_alignment(alignment)
+    own = encode_kv(ALIGNMENT, alignment, "uint32")
+    given = dict(pairs).get(ALIGNMENT)
+    if given is None:
+        return [own] if alignment != DEFAULT_ALIGNMENT else []
+    if given != own[1]:
+        raise SourceError("AT144", f"the pair is not the alignment {alignment}", key=ALIGNMENT)
+    return []
+
+
+def _entry(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    if dtype not in GGML_NUMBERS:
+        hint = f"use one of {', '.join(GGML_NUMBERS)}"
+        raise SourceError("AT146", f"{dtype} is no type of GGUF", key=name, hint=hint)
+    if len(shape) > MAX_DIMS:
+        raise SourceError("AT145", f"{len(shape)} dimensions, over {MAX_DIMS}", key=name)
+    number = GGML_NUMBERS[dtype]
+    check_shape(name, GGML_TYPES[number], shape)
+    dims = b"".join(map(U64.pack, reversed(shape)))
+    return _texts([name]) + U32.pack(len(shape)) + dims + U32.pack(number)
+
+
+def write_gguf(
+    path: Path,
+    pairs: Sequence[tuple[str, bytes]],
+    tensors: Sequence[Stored],
+    alignment: int = DEFAULT_ALIGNMENT,
+) -> None:
+    """Write a whole file, one tensor in memory at a time; what stood at `path` is overwritten.
+
+    The space is taken first. When a `load()` fails the file is left incomplete: write it under a
+    name that nothing reads yet. Raises what `render_header` does, AT149 for wrong values, OSError.
+    """
+    rows = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
+    head, _, total = render_header(pairs, rows, alignment)
+    create(path, head, total)
+    with path.open("r+b") as stream:
+        stream.seek(len(head))
+        for tensor in tensors:
+            for piece in _pieces(_loaded(tensor)):
+                stream.write(piece)
+            stream.write(bytes(-tensor.size % alignment))
+
+
+def _loaded(tensor: Stored) -> NDArray[np.unsignedinteger[Any]]:
+    """Load a tensor's raw bits and check that they are of the dtype and shape of its entry."""
+    values = tensor.load()
+    dtype, shape = dtype_of(tensor.dtype), tensor.shape
+    width = dtype.bits // 8
+    if dtype.block is not None:
+        width, shape = 1, (*shape[:-1], nbytes(tensor.dtype, shape[-1]))
+    if (values.dtype.kind, values.dtype.itemsize, values.shape) != ("u", width, shape):
+        why = f"{values.dtype} {list(values.shape)} in place of the bits of {tensor.dtype}"
+        raise SourceError("AT149", f"{why} {list(tensor.shape)}", key=tensor.name)
+    return values
+
+
+def _pieces(values: NDArray[np.unsignedinteger[Any]]) -> Iterator[bytes]:
+    """Yield the little-endian row-major bytes, at most 4 MiB at once, whatever the strides."""
+    if values.nbytes <= _STEP:
+        yield values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    elif len(values) == 1:
+        yield from _pieces(values[0])
+    else:
+        half = len(values) // 2
+        yield from _pieces(values[:half])
+        yield from _pieces(values[half:])
