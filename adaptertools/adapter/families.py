@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptertools import schemas
-from adaptertools.adapter.family import LAYOUTS, Expected, Family, Fused, Module, Piece, Spot
+from adaptertools.adapter.family import LAYOUTS, Expected, Family, Fused, Module, Piece, Spot, Twin
 from adaptertools.errors import SpecError
 from adaptertools.patterns.rows import compile_rows
 
@@ -103,7 +103,9 @@ def _family(raw: Mapping[str, Any], source: str) -> Family:
         modules=tuple(_module(entry) for entry in entries if {"hf", "v5"} & entry.keys()),
         fused=dict(pair for entry in raw.get("fused", ()) for pair in _fused(entry)),
         schemes=raw.get("scheme", {}),
-        twins=tuple((_text(t["in"]), _text(t["out"])) for t in raw.get("twin", ())),
+        twins=tuple(
+            Twin(_text(t["in"]), _text(t["out"]), t.get("when", {})) for t in raw.get("twin", ())
+        ),
         source=source,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
@@ -90,6 +91,18 @@ class Fused:
     partial: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """Two modules of which scaling the inputs of one is scaling the outputs of the other."""
+
+    in_: str
+    out: str
+    when: Mapping[str, str]
+
+    def holds(self, config: Mapping[str, Any]) -> bool:
+        return all(fnmatchcase(str(config.get(f)), text) for f, text in self.when.items())
+
+
 class Hit(NamedTuple):
     module: Module
     v5: bool
@@ -113,7 +126,7 @@ class Family:
     modules: tuple[Module, ...]
     fused: Mapping[tuple[str, str], Fused]
     schemes: Mapping[str, Mapping[str, Any]]
-    twins: tuple[tuple[str, str], ...]
+    twins: tuple[Twin, ...]
     source: str
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
@@ -207,13 +220,14 @@ class Family:
                 ]
         return names
 
-    def twin(self, module: str) -> str | None:
+    def twin(self, module: str, config: Mapping[str, Any]) -> str | None:
         """Return the module whose scaled output is this one's scaled input: W2(v ∘ x · W3)."""
         hit = self.find(module)
-        twins = dict(self.twins)
-        if hit is None or hit.module.name not in twins:
+        if hit is None:
             return None
-        return self.spell(twins[hit.module.name], hit, hit.fields)
+        twins = (t for t in self.twins if t.in_ == hit.module.name and t.holds(config))
+        found = next(twins, None)
+        return None if found is None else self.spell(found.out, hit, hit.fields)
 
     @cached_property
     def _names(self) -> dict[str, list[tuple[Template, Module, bool]]]:

@@ -91,6 +91,15 @@ class Naming:
                 return fused
         return None
 
+    def part_rows(self, module: str) -> dict[str, Index]:
+        """Return which canonical rows of a fused module on disk belong to each of its parts."""
+        hit = self._known_family().find(module)
+        rows = None if hit is None else compile_rows(hit.module.outs["hf"])
+        if rows is None or not rows.parts:
+            return {}
+        sizes = self._sizes(rows.text)
+        return {part: rows.positions(part, rows, sizes) for part in rows.parts}
+
     def architecture(self, model_type: object) -> str | None:
         """Return what the scheme calls the architecture of a model type."""
         table = self.family.schemes.get(self.scheme, {}) if self.family else {}

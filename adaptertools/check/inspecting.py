@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertools.adapter.model import Adapter, LowRank, Scaling, Update, factors
 from adaptertools.errors import AdapterError, Finding, FormatError
+from adaptertools.formats.model import read_model
 from adaptertools.formats.opening import open_adapter
 
 if TYPE_CHECKING:
@@ -108,13 +109,25 @@ class BaseInfo:
         }
 
 
-def inspect(ref: str | Path, *, specs: Sequence[str | Path] = ()) -> AdapterInfo | BaseInfo:
-    """Say what `ref` is, an adapter or a base checkpoint; raises `AdapterError` when neither."""
+def inspect(
+    ref: str | Path,
+    *,
+    base: str | Path | None = None,
+    specs: Sequence[str | Path] = (),
+    given: Mapping[str, Any] | None = None,
+) -> AdapterInfo | BaseInfo:
+    """Say what `ref` is, an adapter or a base checkpoint; raises `AdapterError` when neither.
+
+    `base` tells the model's own names where the format has others; `given` are config fields that
+    the file does not tell.
+    """
     path = Path(ref)
     if path.is_dir() and _is_base(path):
         return _base_info(path)
     try:
-        return adapter_info(open_adapter(path, specs=[Path(s) for s in specs]))
+        model = None if base is None else read_model(Path(base))
+        opened = open_adapter(path, specs=[Path(s) for s in specs], model=model, given=given)
+        return adapter_info(opened)
     except FormatError as error:
         if path.is_file() and error.code == "AT201":
             return _base_info(path)
@@ -131,9 +144,10 @@ def _is_base(path: Path) -> bool:
 def adapter_info(adapter: Adapter) -> AdapterInfo:
     """Summarise an opened adapter."""
     used = [factor for update in adapter.updates for factor in factors(update)]
-    dtypes = dict(sorted(Counter(factor.dtype for factor in used).items()))
+    slots = {factor.key: factor.source for factor in used}.values()
+    dtypes = dict(sorted(Counter(slot.dtype for slot in slots).items()))
     targets = tuple(_target(update) for update in adapter.updates)
-    return AdapterInfo(adapter, targets, dtypes, sum(factor.size for factor in used))
+    return AdapterInfo(adapter, targets, dtypes, sum(slot.size for slot in slots))
 
 
 def _target(update: Update) -> TargetInfo:

@@ -33,9 +33,14 @@ def dtype(case: Case) -> Iterator[Hit]:
 
 
 def target_modules(case: Case) -> Iterator[Hit]:
-    """An update on a module whose name fits none of `names`, or one of `but`."""
+    """An update on a module whose name fits none of `names`, or one of `but`.
+
+    Updates on a named parameter of a module are left to `experts_3d`.
+    """
     for update in case.low_rank:
         name = last(update.target.module)
+        if update.experts is not None or update.target.param != "weight":
+            continue
         known = like(name, case.names("names") or ("*",))
         if not known or like(name, case.names("but")):
             yield hit(update)

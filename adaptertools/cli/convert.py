@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from adaptertools.cli.options import PATH, examples, output_options, parse_given, spec_option
+from adaptertools.cli.options import (
+    PATH,
+    base_option,
+    examples,
+    given_option,
+    output_options,
+    parse_given,
+    spec_option,
+)
 from adaptertools.cli.output import SHOWN, Output, human_bytes
 from adaptertools.convert.convert import Conversion, ConversionResult
 from adaptertools.convert.prepare import ConversionPlan
@@ -28,22 +36,12 @@ from adaptertools.store.threads import available_cores
 @click.argument("ref", type=PATH)
 @click.option("--to", "to", required=True, metavar="FORMAT", help="See 'adaptertools formats'.")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Where to write.")
-@click.option(
-    "--base",
-    type=click.Path(path_type=Path),
-    help="The base, its config.json, or its GGUF file: names and head counts come from it.",
-)
+@base_option
 @click.option("--lossy", is_flag=True, help="Leave out what the format cannot hold.")
 @click.option(
     "--dtype", default="auto", show_default=True, help="auto, bf16, f16, f32; q8_0 for GGUF."
 )
-@click.option(
-    "--set",
-    "given",
-    multiple=True,
-    metavar="FIELD=VALUE",
-    help="A config field that the source does not tell, e.g. lora_alpha=16; repeatable.",
-)
+@given_option
 @click.option("--check/--no-check", default=True, help="Read back and compare (the default).")
 @click.option("--dry-run", is_flag=True, help="Plan and print; write nothing.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Threads (default: the cores).")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,30 @@ def command(name: str | None, specs: tuple[Path, ...], as_json: bool, quiet: boo
         out.result(document(spec), spec_lines(spec), spec.id)
         return
     known = all_formats(specs)
-    rows = [("format", "method", "holds", "what")]
-    rows += [
-        (s.id, s.method, ", ".join(k for k, v in s.limits.items() if v), s.title) for s in known
-    ]
-    out.result([document(s) for s in known], table(rows), *(s.id for s in known))
+    out.result([document(s) for s in known], table(overview(known)), *(s.id for s in known))
+
+
+COLUMNS = ("dora", "bias", "embeddings", "conv", "full_tensors")
+
+
+def overview(known: Iterable[FormatSpec]) -> list[tuple[str, ...]]:
+    """Return the table of formats: what each is, and what it can hold."""
+    rows: list[tuple[str, ...]] = [("format", "use", "ranks", "scales", "also holds", "what")]
+    for spec in known:
+        limits = spec.limits
+        low_rank = bool(spec.scale)
+        also = ", ".join(name.replace("_", " ") for name in COLUMNS if limits.get(name))
+        rows.append(
+            (
+                spec.id,
+                "read, write" if spec.write else "read",
+                ("any" if limits.get("rank_per_module") else "one") if low_rank else "-",
+                ("any" if limits.get("alpha_per_module") else "one") if low_rank else "-",
+                also or "-",
+                spec.title,
+            )
+        )
+    return rows
 
 
 def document(spec: FormatSpec) -> dict[str, Any]:
@@ -41,6 +60,7 @@ def document(spec: FormatSpec) -> dict[str, Any]:
         "method": spec.method,
         "files": list(spec.weights),
         "config": spec.config,
+        "writes": spec.write.get("file"),
         "limits": dict(spec.limits),
         "tensors": [
             {
@@ -71,6 +91,16 @@ def spec_lines(spec: FormatSpec) -> Iterator[str]:
         for _, update, role in spec.roles()
     ]
     yield from table(rows)
-    yield f"  holds    {', '.join(k for k, v in spec.limits.items() if v)}"
+    held = [name for name, value in spec.limits.items() if value is True]
+    yield f"  holds    {', '.join(held) or 'one rank and one scale for all modules'}"
+    if modules := spec.limits.get("modules"):
+        yield f"  modules  {', '.join(modules)}"
+    if spec.write:
+        beside = (
+            ""
+            if spec.write.get("inside")
+            else "".join(f", {n}" for n in spec.write.get("files", {}))
+        )
+        yield f"  written  {spec.write['file']}{beside}"
     for refusal in spec.refusals:
         yield f"  refuses  {refusal.field}: {refusal.why}"

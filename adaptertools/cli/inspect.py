@@ -10,7 +10,15 @@ from pathlib import Path
 import click
 
 from adaptertools.check.inspecting import AdapterInfo, BaseInfo, inspect
-from adaptertools.cli.options import PATH, examples, output_options, spec_option
+from adaptertools.cli.options import (
+    PATH,
+    base_option,
+    examples,
+    given_option,
+    output_options,
+    parse_given,
+    spec_option,
+)
 from adaptertools.cli.output import Output, finding_lines, human_bytes, table
 
 
@@ -22,15 +30,25 @@ from adaptertools.cli.output import Output, finding_lines, human_bytes, table
 )
 @click.argument("ref", type=PATH)
 @click.option("-v", "--verbose", is_flag=True, help="List every target.")
+@base_option
+@given_option
 @spec_option
 @output_options
-def command(ref: str, verbose: bool, specs: tuple[Path, ...], as_json: bool, quiet: bool) -> None:
+def command(
+    ref: str,
+    verbose: bool,
+    base: Path | None,
+    given: tuple[str, ...],
+    specs: tuple[Path, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Say what an adapter or a checkpoint is: format and evidence, method, targets, ranks, size.
 
     Only headers are read.
     """
     out = Output(json=as_json, quiet=quiet)
-    info = inspect(ref, specs=specs)
+    info = inspect(ref, base=base, specs=specs, given=parse_given(given))
     if isinstance(info, BaseInfo):
         out.result(
             info.to_json(), base_lines(info), info.base.family.id if info.base.family else "base"

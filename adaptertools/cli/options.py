@@ -32,6 +32,26 @@ def spec_option(function: F) -> F:
     )(function)
 
 
+def base_option(function: F) -> F:
+    """Add --base REF, from which only the config is read."""
+    return click.option(
+        "--base",
+        type=click.Path(path_type=Path),
+        help="The base, its config.json, or its GGUF file: names and head counts come from it.",
+    )(function)
+
+
+def given_option(function: F) -> F:
+    """Add --set FIELD=VALUE."""
+    return click.option(
+        "--set",
+        "given",
+        multiple=True,
+        metavar="FIELD=VALUE",
+        help="A config field that the source does not tell, e.g. lora_alpha=16; repeatable.",
+    )(function)
+
+
 def examples(*lines: str) -> str:
     """Return an epilog that shows examples as they are typed."""
     return "\b\nExamples:\n" + "\n".join(f"  adaptertools {line}" for line in lines)

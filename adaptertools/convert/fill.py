@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass, replace
 
 from adaptertools.adapter.model import Factor, LowRank, Scaling, Target, Update
+from adaptertools.adapter.naming import Naming
 from adaptertools.convert.report import Change
-from adaptertools.formats.factors import reshaped
+from adaptertools.errors import FormatError
+from adaptertools.formats.factors import padded, reshaped, take
 from adaptertools.formats.model import Model
 from adaptertools.formats.spec import FormatSpec
 from adaptertools.store.dtypes import DTYPES
@@ -65,9 +67,50 @@ def fill(
     ]
     if not added:
         return updates, layers, []
+    if odd := next((u for u in added if isinstance(u, LowRank) and u.magnitude), None):
+        raise FormatError(
+            "AT250",
+            f"{spec.title} wants a DoRA magnitude here too, which only the base's weights give",
+            key=odd.target.name,
+            hint="merge it into the base instead, or choose another format",
+        )
     names = tuple(u.target.name for u in added)
     change = Change("filled", "modules without an update get one that is zero", names)
     return [*updates, *added], layers, [change]
+
+
+def complete(
+    updates: list[Update], spec: FormatSpec, naming: Naming
+) -> tuple[list[Update], list[Change]]:
+    """Add zero updates for modules that a layer must have together (q, k and v)."""
+    added: list[Update] = []
+    here = {u.target.module for u in updates}
+    for group in spec.write.get("together", ()):
+        for update in updates:
+            place = layer_of(update.target.module)
+            if place is None or place[2] not in group or not isinstance(update, LowRank):
+                continue
+            for kind in group:
+                name = f"{place[0]}{place[1]}.{kind}"
+                if name not in here:
+                    here.add(name)
+                    added.append(_zero_sized(update, name, naming))
+    names = tuple(u.target.name for u in added)
+    change = Change("filled", "modules that must be there together are zero", names)
+    return [*updates, *added], [change] if added else []
+
+
+def _zero_sized(update: LowRank, name: str, naming: Naming) -> LowRank:
+    """Return a zero update of the output size that the model has for the tensor `name`."""
+    family = naming.family
+    member = next(iter(naming.members(name)), None)
+    found = family.expected(member.module, naming.sizes) if family and member else None
+    if found is None or found.out is None:
+        hint = "give --base, or a folder with the base's config.json"
+        raise FormatError("AT241", "its size is not known", key=name, hint=hint)
+    zero = _constant(update.up, 0.0)
+    up = padded(take(zero, 0, slice(0, min(found.out, zero.shape[0]))), 0, found.out)
+    return replace(update, target=Target(name), up=up)
 
 
 def _zero(update: Update, module: str) -> Update:

@@ -22,6 +22,7 @@ from adaptertools.formats.factors import (
     reshaped,
     same,
     stacked,
+    take,
 )
 from adaptertools.formats.spec import FormatSpec
 from adaptertools.patterns.rows import Index, compile_rows
@@ -58,6 +59,9 @@ class Joiner:
         low_rank = [(u, h) for u, h in members if isinstance(u, LowRank)]
         if home.index is not None:
             return self._stack(name, low_rank)
+        fused = self.naming.fused(name) if self._has_own_blocks() else None
+        if home.part is None and fused is not None:
+            return self._cut(name, update)
         if home.part is None:
             return _ordered(update, home)
         if self._has_own_blocks():
@@ -148,6 +152,18 @@ class Joiner:
             up=_columns([u.up for u in updates], rows, extent, rank),
             rank=rank,
             alpha=None,
+        )
+
+    def _cut(self, name: str, update: LowRank) -> LowRank:
+        """Give every part of a fused module its rows of up, and a down that is the same for all."""
+        rows = self.naming.part_rows(update.target.module)
+        return replace(
+            update,
+            target=Target(name),
+            down=stacked([update.down] * len(rows)),
+            up=concatenated([take(update.up, 0, index) for index in rows.values()], 0),
+            parts=len(rows),
+            enabled=tuple(rows),
         )
 
     def _part_sizes(self, name: str) -> dict[str, int]:

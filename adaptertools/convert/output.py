@@ -141,7 +141,16 @@ def _nemo(
         weights.unlink()
 
 
+def _rows(
+    path: Path, plan: ConversionPlan, tensors: Sequence[Stored], dtype: str, jobs: int
+) -> None:
+    from adaptertools.convert.rows import write_rows
+
+    write_rows(path, tensors, plan.spec.write)
+
+
 WRITERS = {
+    "rows": _rows,
     "safetensors": _plain,
     "npz": _plain,
     "torch": _torch,

@@ -9,7 +9,7 @@ from typing import Any
 
 from adaptertools.adapter.model import Adapter, Update, factors
 from adaptertools.convert.facts import Facts
-from adaptertools.convert.fill import fill
+from adaptertools.convert.fill import complete, fill
 from adaptertools.convert.native import Joiner
 from adaptertools.convert.report import Change
 from adaptertools.convert.scales import fit_ranks, fit_scales
@@ -81,6 +81,7 @@ def prepare(
     joiner = Joiner(spec, naming)
     native, padded = fit_ranks(joiner.native(updates), spec)
     native, layers, filled = fill(native, spec, model)
+    native, completed = complete(native, spec, naming)
     native, terms, folded = fit_scales(native, spec)
     facts = Facts(adapter, spec, model, updates, native, terms, layers)
     configs = {name: _config(facts, name) for name in spec.write.get("files", {})}
@@ -94,7 +95,7 @@ def prepare(
         tuple(render(native, spec)),
         configs,
         values,
-        (*support.changes, *joiner.changes, *padded, *filled, *folded),
+        (*support.changes, *joiner.changes, *padded, *filled, *completed, *folded),
         told,
     )
 

@@ -108,7 +108,8 @@ class Support:
             for name in dims.names
         }
         if update.axis not in axes:
-            twin = self.model.family.twin(update.target.module) if self.model.family else None
+            family, config = self.model.family, self.model.config
+            twin = family.twin(update.target.module, config) if family else None
             if twin is None:
                 axis = "inputs" if update.axis == "in" else "outputs"
                 return self._cannot(f"{self.spec.title} does not scale {axis}", update)

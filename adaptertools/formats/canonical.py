@@ -87,6 +87,9 @@ def _along_out(factor: Factor | None, home: Home) -> Factor | None:
 def _own_parts(update: LowRank, naming: Naming) -> Iterator[LowRank]:
     """Split an update whose parts have down blocks of their own."""
     members = naming.members(update.target.module)
+    if len(members) == 1 and naming.fused(update.target.module) is not None:
+        yield _on_fused(update, members[0], naming)
+        return
     if len(members) < 2:
         for single in [_expanded(update)] if _is_fused(update, naming) else [_one_block(update)]:
             yield from (_low_rank(single, Target(m.module), m.home) for m in members)
@@ -115,6 +118,26 @@ def _own_parts(update: LowRank, naming: Naming) -> Iterator[LowRank]:
             parts=None,
             enabled=(),
         )
+
+
+def _on_fused(update: LowRank, member: Member, naming: Naming) -> LowRank:
+    """Return one update of a module that is fused on disk too, zero in the parts it lacks."""
+    fused, home = naming.fused(update.target.module), member.home
+    assert fused is not None
+    stored, rows = compile_rows(fused.out), naming.part_rows(member.module)
+    sizes = {part: stored.part_size(part, naming.sizes) for part in stored.parts}
+    names = enabled_parts(update, sizes)
+    whole = replace(
+        _block_form(update, [sizes[name] for name in names]), target=Target(member.module)
+    )
+    if fused.partial is not None and set(names) == set(stored.parts):
+        return replace(whole, up=take(whole.up, 0, home.rows))
+    spans, start = [], 0
+    for name in names:
+        block = take(whole.up, 0, slice(start, start + sizes[name]))
+        spans.append((block, rows[name]))
+        start += sizes[name]
+    return replace(whole, up=placed(spans, 0, sum(sizes.values())))
 
 
 def _is_fused(update: LowRank, naming: Naming) -> bool:

@@ -15,8 +15,8 @@ from adaptertools.adapter.model import Factor
 from adaptertools.errors import FormatError
 from adaptertools.patterns.dims import Dims
 from adaptertools.patterns.rows import Index
-from adaptertools.store.dtypes import DTYPES, nbytes
-from adaptertools.store.read import read_bits, read_flat
+from adaptertools.store.dtypes import dtype_of, nbytes
+from adaptertools.store.read import read_bits, read_bytes, read_flat
 from adaptertools.store.slot import Slot
 from adaptertools.store.tensor import as_tensor
 
@@ -27,13 +27,14 @@ def stored_factor(
     slot: Slot, dims: Dims, axes: Sequence[str], known: Mapping[str, int] | None = None
 ) -> Factor:
     """Return a slot as a factor in canonical `axes`; raises `FormatError` (AT220, AT226)."""
-    if not DTYPES[slot.dtype].floating:
+    dtype = dtype_of(slot.dtype)
+    if not (dtype.floating or dtype.block):
         raise FormatError("AT226", f"holds {slot.dtype}, not floating point numbers", key=slot.name)
     sizes = dims.solve(slot.shape, known)
     kernel = slot.shape[len(dims.axes) :] if dims.tail not in ("", "1") else ()
     shape = tuple(sizes[axis] for axis in axes) + tuple(kernel)
     return _factor(
-        slot, shape, lambda: dims.to_canonical(read_bits(slot), axes, sizes).reshape(shape)
+        slot, shape, lambda: dims.to_canonical(_values(slot), axes, sizes).reshape(shape)
     )
 
 
@@ -42,14 +43,24 @@ def whole_factor(slot: Slot) -> Factor:
     return _factor(slot, slot.shape, lambda: read_bits(slot))
 
 
+def _values(slot: Slot) -> Bits:
+    """Return the bits of a slot in its own shape; block-quantised ones are F32 from here on."""
+    if dtype_of(slot.dtype).block is None:
+        return read_bits(slot)
+    from adaptertools.store.blocks import dequantise
+
+    return dequantise(read_bytes(slot), slot.dtype, slot.shape).view("u4")
+
+
 def _factor(slot: Slot, shape: tuple[int, ...], bits: Callable[[], Bits]) -> Factor:
+    dtype = "F32" if dtype_of(slot.dtype).block else slot.dtype
     return Factor(
         slot.name,
         shape,
-        slot.dtype,
+        dtype,
         slot.size,
         str(slot.file),
-        lambda: as_tensor(bits(), slot.dtype),
+        lambda: as_tensor(bits(), dtype),
         lambda start, stop: read_flat(slot, start, stop),
         slot,
         bits,

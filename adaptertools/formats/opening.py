@@ -13,6 +13,7 @@ from adaptertools.adapter.model import Adapter
 from adaptertools.errors import AdapterError, Finding, SourceError, Where
 from adaptertools.formats.canonical import to_canonical
 from adaptertools.formats.detect import detect
+from adaptertools.formats.extras import extras
 from adaptertools.formats.model import UNKNOWN, Model, parse_config, read_config, translated
 from adaptertools.formats.parse import Parser
 from adaptertools.formats.registry import all_formats, plugged_in
@@ -69,7 +70,7 @@ def _open(
         config_file=files[0] if files else "",
         accept=accept,
     )
-    parser.findings += note
+    parser.findings += note + extras(weights.parent, config)
     adapter = parser.adapter(str(place), guess.evidence)
     if spec.scheme == "hf" and not any(getattr(u, "parts", None) for u in adapter.updates):
         return adapter

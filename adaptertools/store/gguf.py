@@ -36,6 +36,7 @@ from adaptertools.store.slot import Slot
 MAGIC = b"GGUF"
 MAX_COUNT = 1 << 17
 MAX_DIMS = 4
+MAX_NAME = 128  # of forks; 64 in llama.cpp itself
 MAX_ALIGNMENT = 1 << 20
 DEFAULT_ALIGNMENT = 32
 ALIGNMENT = "general.alignment"
@@ -159,7 +160,7 @@ def check_alignment(alignment: int, path: Path | None = None) -> None:
 
 def _entry(head: Head, alignment: int) -> tuple[str, str, tuple[int, ...], int]:
     head.key = None
-    name = head.key = head.name("tensor's name", "AT145")
+    name = head.key = head.name("tensor's name", "AT145", MAX_NAME)
     dims = head.number(U32)
     if dims > MAX_DIMS:
         raise head.error("AT145", f"{dims} dimensions, over {MAX_DIMS}")

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from adaptertools.errors import SourceError
 
 MAX_HEADER = 1 << 27
+MAX_KEY = (1 << 16) - 1
 STRING, ARRAY = 8, 9
 # value type number → (kind, code of the struct module); a string is its length and its bytes
 KINDS = {
@@ -86,8 +87,9 @@ class Head:
         self.key: str | None = None
 
     def error(self, code: str, why: str, hint: str = DAMAGED) -> SourceError:
-        """Return an error about this file and key."""
-        return SourceError(code, why, file=self.path, key=self.key, hint=hint)
+        """Return an error about this file and key, of which a long one is cut."""
+        key = self.key if self.key is None or len(self.key) <= 120 else self.key[:120] + "…"
+        return SourceError(code, why, file=self.path, key=key, hint=hint)
 
     def load(self, end: int) -> None:
         """Have the bytes before `end` in memory; AT141 when the file ends earlier, AT142 limit."""
@@ -114,9 +116,12 @@ class Head:
         found: int = codec.unpack_from(self.data, self.take(codec.size))[0]
         return found
 
-    def name(self, what: str, code: str) -> str:
-        """Step over one string and return it; `code` when it is not UTF-8."""
-        begin = self.take(self.number(U64))
+    def name(self, what: str, code: str, limit: int) -> str:
+        """Step over one string and return it; `code` when it is too long or not UTF-8."""
+        length = self.number(U64)
+        if limit < length <= self.size - self.at:
+            raise self.error(code, f"a {what} of {length} bytes, over {limit}")
+        begin = self.take(length)
         try:
             return self.data[begin : self.at].decode("utf-8")
         except UnicodeDecodeError:
@@ -145,7 +150,7 @@ class Head:
         """Step over one key-value pair, its content checked but not decoded; AT143."""
         begin = self.at
         self.key = None
-        key = self.name("key", "AT143")
+        key = self.name("key", "AT143", MAX_KEY)
         if not key:
             raise self.error("AT143", "a key is empty")
         self.key = key

@@ -20,10 +20,11 @@ from adaptertools.store.gguf import (
     DEFAULT_ALIGNMENT,
     MAGIC,
     MAX_DIMS,
+    MAX_NAME,
     check_alignment,
     check_shape,
 )
-from adaptertools.store.gguf_head import ARRAY, KINDS, U32, U64, Scalar
+from adaptertools.store.gguf_head import ARRAY, KINDS, MAX_KEY, U32, U64, Scalar
 from adaptertools.store.stored import Stored
 
 if TYPE_CHECKING:
@@ -43,15 +44,24 @@ def encode_kv(key: str, value: Scalar | Sequence[Scalar], kind: str) -> tuple[st
     """
     item, array = kind.removesuffix("[]"), kind.endswith("[]")
     number, code = _NUMBERS[item]
+    name = _name(key, 1, MAX_KEY, "AT143")
     try:
         items: list[Any] = list(value) if array else [value]  # type: ignore[arg-type]
-        if not key or not all(type(one) in _CLASSES.get(item, (int,)) for one in items):
+        if not all(type(one) in _CLASSES.get(item, (int,)) for one in items):
             raise TypeError
         head = U32.pack(ARRAY) + U32.pack(number) + U64.pack(len(items))
         payload = struct.pack(f"<{len(items)}{code}", *items) if code else _texts(items)
-        return key, _texts([key]) + (head if array else U32.pack(number)) + payload
+        return key, name + (head if array else U32.pack(number)) + payload
     except (TypeError, ValueError, OverflowError, struct.error):
         raise SourceError("AT143", f"{repr(value)[:60]} is not {kind}", key=key) from None
+
+
+def _name(name: str, least: int, most: int, code: str) -> bytes:
+    encoded = name.encode("utf-8", "replace")
+    if not least <= len(encoded) <= most or encoded.decode() != name:
+        why = f"a name that is not UTF-8 of {least} to {most} bytes"
+        raise SourceError(code, why, key=name[:MAX_NAME])
+    return _texts([name])
 
 
 def _texts(texts: Sequence[str]) -> bytes:
@@ -106,12 +116,13 @@ def _entry(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
     if dtype not in GGML_NUMBERS:
         hint = f"use one of {', '.join(GGML_NUMBERS)}"
         raise SourceError("AT146", f"{dtype} is no type of GGUF", key=name, hint=hint)
+    encoded = _name(name, 0, MAX_NAME, "AT145")
     if len(shape) > MAX_DIMS:
         raise SourceError("AT145", f"{len(shape)} dimensions, over {MAX_DIMS}", key=name)
     number = GGML_NUMBERS[dtype]
     check_shape(name, GGML_TYPES[number], shape)
     dims = b"".join(map(U64.pack, reversed(shape)))
-    return _texts([name]) + U32.pack(len(shape)) + dims + U32.pack(number)
+    return encoded + U32.pack(len(shape)) + dims + U32.pack(number)
 
 
 def write_gguf(

@@ -88,7 +88,7 @@ def look_alike(prefix: bytes) -> tuple[str, str] | None:
     if prefix.startswith(b"PK\x03\x04"):
         return "a torch pickle (zip), not safetensors", "rename it to end in .bin"
     if prefix.startswith(b"GGUF"):
-        return "a GGUF file, not safetensors", "GGUF is not supported yet"
+        return "a GGUF file, not safetensors", "rename it to end in .gguf"
     return None
 
 

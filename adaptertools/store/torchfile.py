@@ -77,12 +77,20 @@ def read_torch(path: Path, window: tuple[int, int] | None = None) -> dict[str, S
             stream: BinaryIO = file
             if window:
                 stream = io.BufferedReader(Window(file, offset, size))
-            if not zipfile.is_zipfile(stream):
+            if not _is_zip(stream):
                 return _read_legacy(path, stream)
             slots = _read_zip(path, stream, size)
     except OSError as error:
         raise SourceError("AT100", f"cannot be read: {error.strerror}", file=path) from None
     return {n: replace(s, offset=s.offset + offset) for n, s in slots.items()} if offset else slots
+
+
+def _is_zip(stream: BinaryIO) -> bool:
+    """Say whether a file ends as a zip does; one that ends as a damaged zip is one, too."""
+    try:
+        return zipfile.is_zipfile(stream)
+    except zipfile.BadZipFile:
+        return True
 
 
 def _read_zip(path: Path, stream: BinaryIO, size: int) -> dict[str, Slot]:

@@ -87,6 +87,7 @@ def _row_major(bits: NDArray[Any]) -> NDArray[Any]:
     tall = bits.ndim > 1 and bits.shape[-2] >= bits.shape[-1]
     if not tall or bits.flags.c_contiguous or bits.strides[-2] != bits.itemsize:
         return np.ascontiguousarray(bits)
+    whole: NDArray[Any]
     if bits.nbytes <= _KEEP:
         if not hasattr(_KEPT, "room"):
             _KEPT.room = np.empty(_KEEP, np.uint8)

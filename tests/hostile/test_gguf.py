@@ -258,6 +258,8 @@ PAIRS: dict[str, tuple[str | None, bytes]] = {
     "array of arrays": ("k", array(b"k", ARRAY, 1, u32(UINT8) + u64(0))),
     "bool 2": ("k", pair(b"k", BOOL, b"\2")),
     "bool 255 among bools": ("k", array(b"k", BOOL, 3, b"\1\xff\0")),
+    "key of 64 KiB": (None, pair(b"k" * 65_536, UINT8, b"\0")),
+    "long key": ("k" * 120 + "…", pair(b"k" * 65_535, 99, b"")),
     "control characters": ("\x1b[2J", pair(b"\x1b[2J", 99, b"")),
 }
 
@@ -343,11 +345,13 @@ def test_overlaps(path: Path, one: bytes, other: bytes, key: str) -> None:
 
 
 def test_tensors_of_one_name(path: Path) -> None:
-    """A name stands once, and is UTF-8."""
+    """A name stands once, is UTF-8, and is no longer than any loader takes."""
     path.write_bytes(pack((), (tensor(), tensor(offset=32)), 64))
     refuses(path, "AT145", "t")
-    path.write_bytes(pack((), (tensor(b"\xff"),)))
-    refuses(path, "AT145")
+    for name in (b"\xff", b"t" * 129):
+        path.write_bytes(pack((), (tensor(name),)))
+        refuses(path, "AT145")
+    assert len(read(path, pack((), (tensor(b"t" * 128),))).slots) == 1
 
 
 def test_nothing_overlaps_nothing(path: Path) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adaptertools.errors import SourceError
 from adaptertools.store import torchsave
-from adaptertools.store.npz import DESCR, read_npy, read_npz, write_npy, write_npz
+from adaptertools.store.npz import DESCR, read_npy, write_npy, write_npz
 from adaptertools.store.read import read_bits, read_bytes, read_flat, read_slots, read_tensor
 from adaptertools.store.slot import Slot
 from adaptertools.store.stored import Stored
@@ -77,9 +78,9 @@ def agree(slot: Slot, dtype: str, bits: Any) -> None:
     assert np.array_equal(got, bits)
     tensor = read_tensor(slot)
     assert tensor.is_contiguous() and tuple(tensor.shape) == bits.shape
-    assert tensor.reshape(-1).numpy().tobytes() == bits.tobytes() if dtype != "BF16" else True
+    assert tensor.reshape(-1).view(torch.uint8).numpy().tobytes() == bits.tobytes()
     part = read_flat(slot, 0, min(3, slot.elements))
-    assert part.numel() == min(3, slot.elements)
+    assert part.view(torch.uint8).numpy().tobytes() == bits.reshape(-1)[:3].tobytes()
 
 
 TENSORS = st.dictionaries(
@@ -267,4 +268,3 @@ def test_a_dtype_that_numpy_lacks_is_not_written(tmp_path: Path, dtype: str) -> 
     assert refusal(lambda: write_npz(tmp_path / "x.npz", [row])).code == "AT150"
     assert refusal(lambda: write_npy(tmp_path / "x.npy", row)).code == "AT150"
     assert not list(tmp_path.iterdir())
-    assert read_npz.__module__ == "adaptertools.store.npz"

@@ -21,7 +21,14 @@ from builders import (
 )
 
 import adaptertools
-from adaptertools.store.read import read_bytes, read_slots, read_tensor, same_bytes
+from adaptertools.errors import SourceError
+from adaptertools.store.read import (
+    read_bits,
+    read_bytes,
+    read_slots,
+    read_tensor,
+    same_bytes,
+)
 from adaptertools.store.scan import scan
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
@@ -68,6 +75,10 @@ def test_every_tensor_reads_as_torch_loads_it(tmp_path: Path, protocol: int, new
         assert got.is_contiguous(), name
         assert torch.equal(bits(got), bits(tensor)), name
         assert slots[name].elements == tensor.numel()
+        raw = read_bits(slots[name])
+        assert (raw.dtype.kind, raw.itemsize) == ("u", tensor.element_size())
+        assert raw.shape == tuple(tensor.shape)
+        assert raw.tobytes() == bits(tensor).numpy().tobytes(), name
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -75,7 +86,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
-@pytest.mark.parametrize("nest", [None, "state_dict", "model_state_dict"])
+@pytest.mark.parametrize("nest", [None, "state_dict", "model_state_dict", "model"])
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
 def test_nested_state_dicts_are_opened(tmp_path: Path, nest: str | None, new: bool) -> None:
     """One level of state_dict is opened; metadata on an OrderedDict does not disturb."""
@@ -89,6 +100,58 @@ def test_nested_state_dicts_are_opened(tmp_path: Path, nest: str | None, new: bo
     assert {n: s.shape for n, s in read_slots(tmp_path / "y.pth").items()} == {
         "weight": (3, 2), "bias": (3,),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_a_tensor_called_model_is_no_nest(tmp_path: Path, new: bool) -> None:
+    """Only a dict is opened; numbers beside tensors are refused unless they lie outside it."""
+    path, options = tmp_path / "x.pt", {"_use_new_zipfile_serialization": new}
+    torch.save({"model": torch.ones(2), "a": torch.ones(3)}, path, **options)
+    assert read_slots(path).keys() == {"model", "a"}
+    torch.save({"model": {"a": torch.ones(3)}, "step": 3, "b": torch.ones(2)}, path, **options)
+    assert read_slots(path).keys() == {"a"}
+    for table in ({"a": torch.ones(3), "step": 3}, {"model": {"a": torch.ones(3), "step": 3}}):
+        torch.save(table, path, **options)
+        with pytest.raises(SourceError) as caught:
+            read_slots(path)
+        assert caught.value.code == "AT110"
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pth.lora", ".lora"])
+def test_suffixes_of_torch_files(tmp_path: Path, suffix: str) -> None:
+    """LitGPT calls its adapters lit_model.pth.lora."""
+    path = tmp_path / f"lit_model{suffix}"
+    torch.save({"model": {"a": torch.arange(3.0)}}, path)
+    assert read_tensor(read_slots(path)["a"]).tolist() == [0, 1, 2]
+
+
+def test_tensors_that_share_a_storage(tmp_path: Path) -> None:
+    """Tied and overlapping tensors are ranges of one storage, each read as itself."""
+    whole = torch.arange(12.0).reshape(3, 4)
+    table = {"one": whole, "tied": whole, "row": whole[1], "column": whole[:, 2], "turned": whole.T}
+    torch.save(table, tmp_path / "x.pt")
+    slots = read_slots(tmp_path / "x.pt")
+    assert slots["one"].offset == slots["tied"].offset == slots["row"].offset - 16
+    for name, tensor in table.items():
+        assert torch.equal(read_tensor(slots[name]), tensor)
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x.npz", "x.npy", "x.nemo", "x.safetensors"])
+def test_a_file_that_cannot_be_opened(tmp_path: Path, name: str) -> None:
+    """Missing, or a folder: AT100, at once or when a file vanished before it is read."""
+    with pytest.raises(SourceError) as missing:
+        read_slots(tmp_path / name)
+    (tmp_path / name).mkdir()
+    with pytest.raises(SourceError) as folder:
+        read_slots(tmp_path / name)
+    assert missing.value.code == folder.value.code == "AT100"
+    torch.save({"a": torch.ones(3)}, tmp_path / "y.bin")
+    slot = read_slots(tmp_path / "y.bin")["a"]
+    (tmp_path / "y.bin").unlink()
+    for read in (read_bytes, read_bits, read_tensor):
+        with pytest.raises(SourceError) as gone:
+            read(slot)
+        assert gone.value.code == "AT100"
 
 
 def save_as_torch(tensors: Tensors, path: Path, *, new: bool = True) -> None:
@@ -197,4 +260,10 @@ def test_same_bytes(tmp_path: Path) -> None:
     }
     slots = read_slots(write_safetensors(tmp_path / "x.safetensors", tensors))
     assert {n for n, s in slots.items() if same_bytes(slots["a"], s)} == {"a", "b"}
+    nan = torch.tensor([[1.0, float("nan")], [-0.0, 2.0]])
+    table = {"rows": nan, "columns": nan.T.contiguous().T, "zero": nan.abs()}
+    torch.save(table, tmp_path / "x.bin")
+    strided = read_slots(tmp_path / "x.bin")
+    assert same_bytes(strided["rows"], strided["columns"])
+    assert not same_bytes(strided["columns"], strided["zero"])
     assert bytes(read_bytes(slots["a"], 4, 8)) == data[4:12]
