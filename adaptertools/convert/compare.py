@@ -7,6 +7,7 @@ two thin QR decompositions, [s₁B₁, −s₂B₂] = Q R and [A₁; A₂]ᵀ = 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,19 +27,23 @@ class Comparison:
     error: float
 
 
-def compare(ours: Sequence[Update], theirs: Sequence[Update]) -> list[Comparison]:
-    """Compare updates by target; one that only one side has counts as its whole size (error 1)."""
+def compare(ours: Sequence[Update], theirs: Sequence[Update], jobs: int = 1) -> list[Comparison]:
+    """Compare updates by target, in `jobs` threads.
+
+    One that only one side has counts as its whole size (error 1), unless it changes nothing.
+    """
     left, right = _by_target(ours), _by_target(theirs)
-    found = []
-    for key in dict.fromkeys((*left, *right)):
-        one, other = left.get(key), right.get(key)
-        if one is None or other is None:
-            here = one or other
-            assert here is not None
-            found.append(Comparison(key[0], False, 0.0 if _is_nothing(here) else 1.0))
-        else:
-            found.append(_compare(key[0], one, other))
-    return found
+    keys = list(dict.fromkeys((*left, *right)))
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(lambda k: _pair(k[0], left.get(k), right.get(k)), keys))
+
+
+def _pair(name: str, one: Update | None, other: Update | None) -> Comparison:
+    if one is not None and other is not None:
+        return _compare(name, one, other)
+    here = one or other
+    assert here is not None
+    return Comparison(name, False, 0.0 if _is_nothing(here) else 1.0)
 
 
 def _by_target(updates: Sequence[Update]) -> dict[tuple[str, str], Update]:

@@ -117,7 +117,7 @@ class Conversion:
         if back.errors:
             first = back.errors[0]
             raise FormatError("AT258", f"what was written cannot be read back: {first}")
-        found = compare(plan.updates, back.updates)
+        found = compare(plan.updates, back.updates, self.jobs)
         dtypes = {self.dtype, *(tensor.dtype for tensor in plan.tensors)}
         limit = max(ROUNDING.get(dtype, 0.0) for dtype in dtypes)
         wrong = [one for one in found if one.error > limit]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptertools import schemas
 from adaptertools.adapter.model import Adapter, LowRank, Replace, Rows, Scaling, Update
 from adaptertools.convert.fill import Layers, layer_of
 from adaptertools.convert.scales import Terms
@@ -159,11 +160,23 @@ def _size(name: str) -> Callable[[Facts], Any]:
     return lambda facts: _known(facts.model.sizes.get(name))
 
 
+def _task_type(facts: Facts) -> str | None:
+    """Return PEFT's word for the task: the adapter's own, else by the class of the base."""
+    own = facts.source.config.get("task_type")
+    if isinstance(own, str) and facts.spec.config_schema == facts.source.config_schema:
+        return own
+    classes = facts.model.config.get("architectures") or ()
+    words: dict[str, str] = schemas.table("names")["task_types"]
+    found = (word for end, word in words.items() if str(classes[0]).endswith(end))
+    return next(found, None) if classes else None
+
+
 _FACTS: dict[str, Callable[[Facts], Any]] = {
     "null": lambda f: None,
     "base_model": lambda f: _known(f.source.base_model),
     "base_revision": lambda f: f.source.base_revision,
     "base_count": lambda f: OMIT if f.source.base_model is None else 1,
+    "task_type": _task_type,
     "architecture": lambda f: _known(
         f.model.naming(f.spec.scheme).architecture(f.model.config.get("model_type"))
     ),

@@ -38,7 +38,7 @@ def score(spec: FormatSpec, file: str, config: Mapping[str, Any], keys: Iterable
     keys = list(keys)
     if spec.detect_keys:
         named = sum(any(fnmatch.fnmatchcase(k, p) for p in spec.detect_keys) for k in keys[:64])
-        points += 1 if named else -8
+        points += named / len(keys[:64]) if named else -8
     roles = [role for _, update, role in spec.roles() if not update.fallback]
     templates = [template for role in roles for template in role.templates]
     matched = sum(any(t.match(key) for t in templates) for key in keys[:64])

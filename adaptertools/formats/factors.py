@@ -19,6 +19,7 @@ from adaptertools.store.dtypes import dtype_of, nbytes
 from adaptertools.store.read import read_bits, read_bytes, read_flat
 from adaptertools.store.slot import Slot
 from adaptertools.store.tensor import as_tensor
+from adaptertools.store.write import row_major
 
 Bits = Any  # a numpy array of unsigned integers, as wide as the dtype
 
@@ -183,4 +184,7 @@ def same(one: Factor, other: Factor) -> bool:
 
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
-    return one.bits is other.bits or bool(np.array_equal(one.bits(), other.bits()))
+    if one.bits is other.bits:
+        return True
+    left, right = row_major(one.bits()), row_major(other.bits())
+    return bool(np.array_equal(left, right))

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from adaptertools.errors import SourceError
+from adaptertools.store.read import read_bytes
+from adaptertools.store.slot import Slot
 from adaptertools.store.write import finished
 
 BLOCK = 512
@@ -67,16 +69,15 @@ def read_tar(path: Path) -> TarFile:
 
 
 def read_member(path: Path, name: str, limit: int) -> bytes:
-    """Return the bytes of one member of at most `limit` bytes; raises `SourceError` (AT118)."""
+    """Return the bytes of one member of at most `limit` bytes; raises `SourceError` (AT118, AT108)."""
     member = read_tar(path).members.get(name)
     if member is None:
         raise SourceError("AT118", "the archive does not hold it", file=path, key=name)
     if member.size > limit:
         why = f"{member.size} bytes, over the {limit} that it may have"
         raise SourceError("AT118", why, file=path, key=name)
-    with path.open("rb") as stream:
-        stream.seek(member.offset)
-        return stream.read(member.size)
+    slot = Slot(name, "U8", (member.size,), path, member.offset, member.size)
+    return bytes(read_bytes(slot))
 
 
 def _refuse_packed(path: Path, start: bytes) -> None:

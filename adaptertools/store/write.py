@@ -74,10 +74,10 @@ def raw_bytes(tensor: Stored) -> memoryview:
         why = f"{bits.dtype} {list(bits.shape)} in place of {tensor.dtype} {list(tensor.shape)}"
         raise SourceError("AT152", why, key=tensor.name)
     little = bits.astype(bits.dtype.newbyteorder("<"), copy=False)
-    return _row_major(little).reshape(-1).view(np.uint8).data
+    return row_major(little).reshape(-1).view(np.uint8).data
 
 
-def _row_major(bits: NDArray[Any]) -> NDArray[Any]:
+def row_major(bits: NDArray[Any]) -> NDArray[Any]:
     """Return `bits` contiguous; a transposed one is copied a few columns at a time.
 
     A small copy goes to memory that its thread keeps: fresh pages cost more than the copy.

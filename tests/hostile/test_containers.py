@@ -373,7 +373,7 @@ def test_tar_names_that_climb(tmp_path: Path, name: str, kind: bytes) -> None:
         info.pax_headers = {"path": name}
         archive.addfile(info)
     refused(tmp_path / "y.nemo", "AT115")
-    assert list(read_tar(tar(tmp_path / "z.nemo", ("x", kind, ""))).members)[0] == "good"
+    assert "good" in read_tar(tar(tmp_path / "z.nemo", ("x", kind, ""))).members
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -404,8 +404,8 @@ SIZES = {
     "minus": (header(size=b"-0000000005\0") + BODY, "AT112"),
     "no number": (header(size=b"abcdefghijk\0") + BODY, "AT112"),
     "underscore": (header(size=b"0_0_0_0_0_5\0") + BODY, "AT112"),
-    "pax size": (header(b"p", b"%011o\0" % len(PAX), b"x") + PAX.ljust(512, b"\0") + header() + BODY,
-                 "AT112"),
+    "pax size": (header(b"p", b"%011o\0" % len(PAX), b"x") + PAX.ljust(512, b"\0") + header()
+                 + BODY, "AT112"),
     "pax of megabytes": (header(b"p", b"00100000000\0", b"x") + BODY, "AT112"),
     "pax garbage": (header(b"p", b"00000000005\0", b"x") + BODY + header() + BODY, "AT112"),
     "pax lying length": (header(b"p", b"00000000012\0", b"x") + b"99 path=ab\n".ljust(512, b"\0")

@@ -1,4 +1,4 @@
-"""Tar archives: what tarfile writes is found, what we write tarfile reads, torch files inside too."""
+"""Tar archives: what tarfile writes is found, what we write it reads, torch files inside too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from adaptertools.errors import SourceError
 from adaptertools.store.read import read_bits, read_slots, read_tensor
 from adaptertools.store.stored import Stored
-from adaptertools.store.tar import is_unsafe, read_member, read_tar, write_tar
+from adaptertools.store.tar import _header, is_unsafe, read_member, read_tar, write_tar
 from adaptertools.store.torchfile import Window, read_torch
 from adaptertools.store.torchsave import torch_size, write_torch
 
@@ -109,7 +109,7 @@ def test_reading_a_tar_takes_no_memory_for_its_weights(tmp_path: Path) -> None:
 
 
 def test_a_torch_file_is_written_into_a_tar(tmp_path: Path) -> None:
-    """As a stream, with the bytes that the file of its own would have, readable as NeMo reads it."""
+    """As a stream, with the bytes that a file of its own would have, readable as NeMo reads it."""
     rows = [
         stored("a", "F32", random_bits("F32", (4, 33), "columns")),
         stored("b", "BF16", random_bits("BF16", (3, 0, 2))),
@@ -155,8 +155,6 @@ def test_large_and_long_members(tmp_path: Path) -> None:
     for size in (8**11 - 1, 8**11, 8**12 + 5):
         path = tmp_path / "sparse.tar"
         with path.open("wb") as stream:
-            from adaptertools.store.tar import _header
-
             header = _header(path, "big", size, set())
             stream.write(header)
             stream.truncate(512 + -(-size // 512) * 512 + 1024)

@@ -119,7 +119,7 @@ def test_torch(tmp_path: Path, table: Any, nest: str | None, jobs: int) -> None:
 
 
 def test_a_torch_file_is_laid_out_as_torch_lays_it_out(tmp_path: Path) -> None:
-    """The same records, in the same pickle up to its memo; torch's own reader finds them aligned."""
+    """The same records; torch's own reader finds them, and storages at multiples of 64."""
     tensors = OrderedDict(a=torch.ones(3, 4), b=torch.zeros(2, dtype=torch.bfloat16))
     torch.save(dict(tensors), tmp_path / "archive.pt")
     rows = [
@@ -234,13 +234,10 @@ def test_values_that_are_not_as_they_were_announced(
     tmp_path: Path, container: str, values: Any
 ) -> None:
     """AT152 names the tensor, and the unfinished file is taken away."""
+    path, rows = tmp_path / "x", [stored("good", "U8", np.zeros(9, np.uint8))]
+    rows.append(Stored("a", "F32", (2, 3), lambda: values))
     for jobs in (1, 2):
-        rows = [stored("good", "U8", np.zeros(9, np.uint8))]
-        rows.append(Stored("a", "F32", (2, 3), lambda: values))
-        path = tmp_path / "x"
-        error = refusal(
-            lambda j=jobs, r=rows: write_weights(path, r, {}, container=container, jobs=j)
-        )
+        error = refusal(lambda j=jobs: write_weights(path, rows, {}, container=container, jobs=j))
         assert (error.code, error.where.key) == ("AT152", "a")
         assert not path.exists()
 
