@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adaptertools.base.verify import verify as verify
     from adaptertools.check.inspecting import inspect as inspect
     from adaptertools.check.validating import validate as validate
-    from adaptertools.convert.convert import convert as convert
+    from adaptertools.conversion.convert import convert as convert
     from adaptertools.formats.opening import open_adapter as open
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "convert": ("adaptertools.convert.convert", "convert"),
+    "convert": ("adaptertools.conversion.convert", "convert"),
     "open": ("adaptertools.formats.opening", "open_adapter"),
     "inspect": ("adaptertools.check.inspecting", "inspect"),
     "validate": ("adaptertools.check.validating", "validate"),

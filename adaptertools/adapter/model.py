@@ -96,7 +96,11 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """(IA)³: W ⊙ vector along `axis`; along "out" the bias is scaled too. Shape: vector [n]."""
+    """(IA)³: W ⊙ scale · vector along `axis`; along "out" the bias is scaled too.
+
+    Shape: vector [n]. `enabled` names the parts of a fused weight that the vector is for, "" for one
+    that it leaves alone; empty where it is for all.
+    """
 
     kind: ClassVar[str] = "scaling"
     target: Target
@@ -104,6 +108,8 @@ class Scaling:
     axis: Axis
     weight: tuple[str, ...]
     transposed: bool | None = None
+    scale: float = 1.0
+    enabled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ class Scale(_Plain):
     def __init__(self, step: Step, dtype: torch.dtype, matrix: tuple[int, int]) -> None:
         update = step.update
         assert isinstance(update, Scaling)
-        vector = update.vector.read().to(dtype).flatten()
+        vector = update.vector.read().to(dtype).flatten() * update.scale
         if step.weight != 1:
             vector = 1 + step.weight * (vector - 1)
         transposed = step.layout.endswith("in out")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from adaptertools.base.relayout import LAYOUTS, Relayout
 from adaptertools.cli.options import (
     PATH,
     base_option,
@@ -18,9 +19,9 @@ from adaptertools.cli.options import (
     spec_option,
 )
 from adaptertools.cli.output import SHOWN, Output, human_bytes
-from adaptertools.convert.convert import Conversion, ConversionResult
-from adaptertools.convert.prepare import ConversionPlan
-from adaptertools.convert.report import Change
+from adaptertools.conversion.convert import Conversion, ConversionResult
+from adaptertools.conversion.prepare import ConversionPlan
+from adaptertools.conversion.report import Change
 from adaptertools.store.dtypes import dtype_name
 from adaptertools.store.threads import available_cores
 
@@ -46,6 +47,7 @@ from adaptertools.store.threads import available_cores
 @click.option("--dry-run", is_flag=True, help="Plan and print; write nothing.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Threads (default: the cores).")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
+@click.option("--parts", default=1, show_default=True, help="Of --to meta: the number of files.")
 @spec_option
 @output_options
 def command(
@@ -60,6 +62,7 @@ def command(
     dry_run: bool,
     jobs: int | None,
     overwrite: bool,
+    parts: int,
     specs: tuple[Path, ...],
     as_json: bool,
     quiet: bool,
@@ -68,6 +71,8 @@ def command(
 
     What is written is read back and compared with the source, target by target. Scales that the
     format cannot say are multiplied into the weights; what it cannot hold is refused by name.
+
+    A Llama base goes from the Hugging Face layout to Meta's and back by --to meta and --to hf.
     """
     printer = Output(json=as_json, quiet=quiet)
     job = Conversion(
@@ -83,6 +88,9 @@ def command(
         specs,
         parse_given(given),
     )
+    if to in LAYOUTS:
+        _base(Relayout(Path(ref), to, out, parts, overwrite), printer, dry_run=dry_run)
+        return
     plan = job.plan()
     printer.findings(f for f in plan.source.findings if f.severity != "info")
     if dry_run:
@@ -92,6 +100,20 @@ def command(
         job.progress = progress
         result = job.run(plan)
     printer.result(result.to_json(), result_lines(result), str(out))
+
+
+def _base(job: Relayout, printer: Output, *, dry_run: bool) -> None:
+    """Convert a base checkpoint to another layout."""
+    plan = job.plan()
+    facts = plan.to_json()
+    size = f"{facts['tensors']} tensors, {human_bytes(plan.bytes)}"
+    lines = [f"{job.ref} → {job.to}: {size}, in {len(plan.files)} file(s)"]
+    lines += [f"  left out  {name}: computed on loading" for name in plan.left_out[:SHOWN]]
+    if not dry_run:
+        with printer.progress("converting") as progress:
+            job.progress = progress
+            job.run(plan)
+    printer.result({"out": str(job.out), **facts}, lines, str(job.out))
 
 
 def stored_dtype(word: str) -> str:
@@ -138,7 +160,9 @@ def result_lines(result: ConversionResult) -> Iterator[str]:
         f"{human_bytes(plan.bytes)}"
     )
     yield from change_lines(plan)
-    if result.checked:
+    if not result.checked:
+        yield "  checked  no: it was not read back"
+    else:
         count = sum(one.exact for one in result.checked)
         told = "bit for bit" if result.exact else f"{count} bit for bit"
         rest = "" if result.exact else f", the rest within {result.error:.2g} of their size"

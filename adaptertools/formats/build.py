@@ -115,7 +115,7 @@ class Builder:
             self.warn("AT312", update.down.key, rate.quirk, "", "")
         return replace(update, scale=rate.scale, alpha=rate.alpha)
 
-    def scaling(self, group: Group) -> Scaling:
+    def scaling(self, group: Group, rate: Callable[[int], Rate] | None) -> Scaling:
         slot, role = group.slots["vector"], group.update.role("vector")
         fitting = [dims for dims in role.dims if dims.fits(slot.shape)]
         if not fitting:
@@ -133,7 +133,12 @@ class Builder:
             )
         factor = stored_factor(slot, axes[axis], (axis,), {})
         return Scaling(
-            Target(group.module), factor, axis, group.update.weight, transposed=self._flag(group)
+            Target(group.module),
+            factor,
+            axis,
+            group.update.weight,
+            transposed=self._flag(group),
+            scale=1.0 if rate is None else rate(1).scale,
         )
 
     def _feedforward_axis(self, group: Group) -> Axis:
@@ -261,7 +266,6 @@ def _no_fit(slot: Slot, role: Role, size: int | None = None) -> FormatError:
 
 
 BUILDERS: dict[str, Callable[[Builder, Group], Update]] = {
-    "scaling": Builder.scaling,
     "replace": Builder.replace,
     "rows": Builder.rows,
 }

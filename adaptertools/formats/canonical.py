@@ -13,7 +13,14 @@ from dataclasses import replace
 from adaptertools.adapter.model import Adapter, Factor, LowRank, Replace, Scaling, Target, Update
 from adaptertools.adapter.naming import Home, Member, Naming
 from adaptertools.errors import AdapterError, Finding, FormatError, Where
-from adaptertools.formats.factors import block_diagonal, concatenated, placed, reshaped, take
+from adaptertools.formats.factors import (
+    among_ones,
+    block_diagonal,
+    concatenated,
+    placed,
+    reshaped,
+    take,
+)
 from adaptertools.formats.parts import enabled_parts
 from adaptertools.patterns.rows import compile_rows
 
@@ -36,6 +43,8 @@ def _update(update: Update, naming: Naming) -> Iterator[Update]:
     if isinstance(update, LowRank) and update.parts is not None:
         yield from _own_parts(update, naming)
         return
+    if isinstance(update, Scaling):
+        update = _whole_vector(update, naming)
     members = naming.members(update.target.module)
     if not members:
         raise FormatError(
@@ -46,6 +55,25 @@ def _update(update: Update, naming: Naming) -> Iterator[Update]:
         )
     for member in members:
         yield _member(update, member)
+
+
+def _whole_vector(update: Scaling, naming: Naming) -> Scaling:
+    """Return a vector for all of a fused weight: ones in the parts that it leaves alone."""
+    family, size = naming.family, update.vector.shape[0]
+    expected = family.expected(update.target.module, naming.sizes) if family else None
+    here = [number for number, name in enumerate(update.enabled) if name]
+    if expected is None or expected.out in (None, size) or not here or update.axis != "out":
+        return replace(update, enabled=())
+    rows, rest = divmod(size, len(here))
+    if rest or rows * len(update.enabled) != expected.out:
+        raise FormatError(
+            "AT220",
+            f"{size} values are not {len(here)} of {len(update.enabled)} parts of {expected.out}",
+            key=update.vector.key,
+        )
+    spans = [slice(part * rows, (part + 1) * rows) for part in here]
+    vector = among_ones(update.vector, spans, rows * len(update.enabled))
+    return replace(update, vector=vector, enabled=())
 
 
 def _member(update: Update, member: Member) -> Update:

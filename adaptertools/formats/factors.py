@@ -131,6 +131,37 @@ def placed(factors: Sequence[tuple[Factor, Index]], axis: int, extent: int) -> F
     return reshaped(first, shape, lambda _: bits())
 
 
+ONES = {"F64": 0x3FF << 52, "F32": 0x7F << 23, "F16": 0xF << 10, "BF16": 0x7F << 7}
+
+
+def constant(factor: Factor, value: int) -> Factor:
+    """Return a factor of the same shape that holds only zeros, or only ones."""
+
+    def filled(_: Bits) -> Bits:
+        import numpy as np
+
+        word = f"u{dtype_of(factor.dtype).bits // 8}"
+        return np.full(factor.shape, ONES[factor.dtype] if value else 0, word)
+
+    return reshaped(factor, factor.shape, filled)
+
+
+def among_ones(vector: Factor, spans: Sequence[slice], extent: int) -> Factor:
+    """Return `extent` ones, with the values of `vector` one after another in `spans`."""
+
+    def change(bits: Bits) -> Bits:
+        import numpy as np
+
+        whole, start = np.full(extent, ONES[vector.dtype], bits.dtype), 0
+        for span in spans:
+            stop = start + span.stop - span.start
+            whole[span] = bits[start:stop]
+            start = stop
+        return whole
+
+    return reshaped(vector, (extent,), change)
+
+
 def padded(factor: Factor, axis: int, extent: int) -> Factor:
     """Return `factor` with zeros after it along `axis`, up to `extent`."""
     size = factor.shape[axis]

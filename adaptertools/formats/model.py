@@ -14,6 +14,7 @@ from adaptertools.adapter.naming import Naming
 from adaptertools.errors import SourceError
 from adaptertools.formats.lookup import lookup
 from adaptertools.patterns.dims import evaluate
+from adaptertools.patterns.template import compile_template
 from adaptertools.store.container import read_content
 
 MAX_CONFIG = 16_000_000
@@ -33,6 +34,11 @@ class Model:
     def naming(self, scheme: str) -> Naming:
         """Return how `scheme` names the modules of this model."""
         return Naming(scheme, self.family, self.sizes)
+
+    def same_name(self, module: str) -> str:
+        """Return a module's name in the family's own tree, under whatever root it is given."""
+        hit = self.family.find(module) if self.family else None
+        return module if hit is None else compile_template(hit.module.name).format(hit.fields)
 
 
 UNKNOWN = Model({}, None)

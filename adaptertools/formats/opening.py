@@ -72,7 +72,9 @@ def _open(
     )
     parser.findings += note + extras(weights.parent, config)
     adapter = parser.adapter(str(place), guess.evidence)
-    if spec.scheme == "hf" and not any(getattr(u, "parts", None) for u in adapter.updates):
+    if spec.scheme == "hf" and not any(
+        getattr(u, "parts", None) or getattr(u, "enabled", ()) for u in adapter.updates
+    ):
         return adapter
     return _named(adapter, spec, config, model)
 

@@ -75,6 +75,7 @@ class Parser:
         try:
             places = self._stacked_places(low_rank)
             names = [".".join(places[id(g)]) if id(g) in places else g.module for g in low_rank]
+            names += [g.module for g in groups if g.update.scaled]
             rates = Rates(self.spec, self.config, names) if self.spec.scale else None
             self.builder.match_feedforward(groups)
         except FormatError as error:
@@ -90,6 +91,11 @@ class Parser:
         return updates
 
     def _update(self, group: Group, rates: Rates | None, place: tuple[str, str] | None) -> Update:
+        if group.update.kind == "scaling":
+            ruled = rates if group.update.scaled else None
+            rate = None if ruled is None else lambda r: ruled.rate(group.module, r)
+            scaling = self.builder.scaling(group, rate)
+            return replace(scaling, enabled=configured_parts(self.spec.parts, self.config))
         if group.update.kind != "low_rank":
             return BUILDERS[group.update.kind](self.builder, group)
         assert rates is not None

@@ -65,6 +65,8 @@ class Rates:
     def rate(self, module: str, rank: int) -> Rate:
         """Return the effective scale for a target whose tensors have `rank`."""
         alpha, factor = self.alpha.value(module), self.factor.value(module)
+        if alpha is None and self.alpha.as_rank:
+            alpha = float(rank)
         if "alpha" in self.rule and alpha is None:
             field = self.alpha.fields[0]
             hint = f"give it: --set {field}=NUMBER" if not self.spec.config else ""
@@ -89,7 +91,9 @@ class _Term:
         names = raw.get("config", ())
         self.fields: tuple[str, ...] = (names,) if isinstance(names, str) else tuple(names)
         told = lookup(config, *self.fields)
-        self.default = _number(told, raw.get("default"), next(iter(self.fields), ""))
+        self.as_rank = raw.get("default") == "rank"
+        default = None if self.as_rank else raw.get("default")
+        self.default = _number(told, default, next(iter(self.fields), ""))
         self.table: dict[str, float] = {}
         field = raw.get("patterns")
         patterns = config.get(field) if field else None

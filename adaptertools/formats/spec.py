@@ -14,7 +14,7 @@ from adaptertools.patterns.template import Template, compile_template
 
 RESERVED = {
     *("kind", "prefix", "weight", "transposed", "stacked", "fallback", "index", "feedforward"),
-    *("modules", "beside"),
+    *("modules", "beside", "scaled"),
 }
 
 
@@ -45,7 +45,8 @@ class Stacked:
 class UpdateSpec:
     """One `[[update]]` entry: the kind of update, and the tensors it is made of.
 
-    `modules` are the only ones it is for; `beside` says that it stands beside another update.
+    `modules` are the only ones it is for; `beside` says that it stands beside another update,
+    `scaled` that the scale rule is for its vector too.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class UpdateSpec:
     feedforward: str | None = None
     modules: tuple[str, ...] = ()
     beside: bool = False
+    scaled: bool = False
 
     def role(self, name: str) -> Role:
         return next(role for role in self.roles if role.name == name)
@@ -196,6 +198,7 @@ def _update(entry: Mapping[str, Any]) -> UpdateSpec:
         feedforward=entry.get("feedforward"),
         modules=tuple(entry.get("modules", ())),
         beside=entry.get("beside", False),
+        scaled=entry.get("scaled", False),
     )
 
 

@@ -89,7 +89,7 @@ class _Deflated:
                 while part := stream.read(min(_STEP, self.size - done)):
                     view[done : done + len(part)] = part
                     done += len(part)
-                if done != self.size or stream.read(1):
+                if done != self.size:
                     raise zipfile.BadZipFile(f"{done} bytes in place of {self.size}")
         except _FAULTS as error:
             raise SourceError(

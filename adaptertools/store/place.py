@@ -15,11 +15,16 @@ _MODEL_ENDINGS = (".safetensors", "config.json", ".gguf", ".pt", ".pth", ".lora"
 
 
 def check_place(
-    out: Path, inputs: Iterable[Path], *, is_file: bool | None, overwrite: bool
+    out: Path,
+    inputs: Iterable[Path],
+    *,
+    is_file: bool | None,
+    overwrite: bool,
+    ending: str = ".safetensors",
 ) -> None:
     """Raise `OutputError` (AT501 to AT503, AT508) when `out` cannot take the result.
 
-    `is_file`: the result is one safetensors file; None where it may be a file or a folder.
+    `is_file`: the result is one file with this `ending`; None where it may be a file or a folder.
     """
     parent = out.parent
     try:
@@ -39,12 +44,12 @@ def check_place(
     if out.resolve() == here or out.resolve() in here.parents:
         raise OutputError("AT503", "is the current folder, or one it lies in", file=out)
     _check_overlap(out, inputs)
-    if is_file and (out.is_dir() or out.suffix != ".safetensors"):
+    if is_file and (out.is_dir() or out.suffix != ending):
         raise OutputError(
             "AT508",
             "the base is a single file, so the output must be a file name",
             file=out,
-            hint="end it in .safetensors",
+            hint=f"end it in {ending}",
         )
     if out.exists() and not _is_empty_dir(out):
         if not overwrite:

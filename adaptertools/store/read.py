@@ -180,6 +180,18 @@ def file_chunks(path: Path) -> Iterator[memoryview]:
             yield view[:count]
 
 
+def range_crc(path: Path, start: int, size: int) -> int:
+    """Return the CRC-32 of a range of a file."""
+    import zlib
+
+    crc = 0
+    with path.open("rb") as stream:
+        stream.seek(start)
+        while size and (part := stream.read(min(_CHUNK, size))):
+            crc, size = zlib.crc32(part, crc), size - len(part)
+    return crc
+
+
 def sha256(path: Path) -> str:
     """Return the hex sha256 of a whole file."""
     import hashlib

@@ -69,7 +69,7 @@ def read_tar(path: Path) -> TarFile:
 
 
 def read_member(path: Path, name: str, limit: int) -> bytes:
-    """Return the bytes of one member of at most `limit` bytes; raises `SourceError` (AT118, AT108)."""
+    """Return the bytes of one member; raises `SourceError` (AT118 missing, or over `limit`)."""
     member = read_tar(path).members.get(name)
     if member is None:
         raise SourceError("AT118", "the archive does not hold it", file=path, key=name)

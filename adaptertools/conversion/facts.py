@@ -9,9 +9,9 @@ from typing import Any
 
 from adaptertools import schemas
 from adaptertools.adapter.model import Adapter, LowRank, Replace, Rows, Scaling, Update
-from adaptertools.convert.fill import Layers, layer_of
-from adaptertools.convert.scales import Terms
-from adaptertools.errors import SpecError
+from adaptertools.conversion.fill import Layers, layer_of
+from adaptertools.conversion.scales import Terms
+from adaptertools.errors import FormatError, SpecError
 from adaptertools.formats.model import Model
 from adaptertools.formats.spec import FormatSpec
 from adaptertools.formats.targets import covered
@@ -57,17 +57,38 @@ class Facts:
     @property
     def trained(self) -> list[str]:
         """The modules that a LoRA or (IA)³ update attaches to."""
-        kinds = (LowRank, Scaling)
-        return list(dict.fromkeys(u.target.module for u in self.updates if isinstance(u, kinds)))
+        found = (
+            u.target.module
+            for u in self.updates
+            if isinstance(u, Scaling) or (isinstance(u, LowRank) and u.experts is None)
+        )
+        return list(dict.fromkeys(found))
+
+    @property
+    def inner(self) -> list[str]:
+        """The modules whose inputs a vector scales."""
+        return [u.target.module for u in self.updates if isinstance(u, Scaling) and u.axis == "in"]
 
 
 def targets(facts: Facts) -> list[str] | str:
     """Return the fewest endings of module paths that cover what is trained and nothing else."""
-    named = facts.source.config.get("target_modules")
-    same = facts.spec.config_schema == facts.source.config_schema
-    if same and isinstance(named, str | list) and all(covered(named, facts.trained)):
-        return named
-    return sorted(endings(facts, facts.trained))
+    if _keeps_targets(facts):
+        kept: list[str] | str = facts.source.config["target_modules"]
+        return kept
+    inner = facts.inner
+    outer = [module for module in facts.trained if module not in inner]
+    return sorted({*endings(facts, outer), *endings(facts, inner)})
+
+
+def _keeps_targets(facts: Facts) -> bool:
+    """Say whether the source's own target_modules still say what is trained."""
+    config = facts.source.config
+    named = config.get("target_modules")
+    if facts.spec.config_schema != facts.source.config_schema or not named:
+        return False
+    if config.get("layers_to_transform") is not None or not isinstance(named, str | list):
+        return False
+    return all(covered(named, facts.trained))
 
 
 def endings(facts: Facts, modules: Sequence[str]) -> list[str]:
@@ -87,6 +108,8 @@ def endings(facts: Facts, modules: Sequence[str]) -> list[str]:
 
 def _all_layers(facts: Facts, chosen: set[str]) -> set[str]:
     """Return the modules with these endings in every layer up to the last one that is known."""
+    if facts.source.config.get("layers_to_transform") is not None:
+        return chosen | {f"?.{module}" for module in chosen}  # of other layers nothing is known
     places = [place for module in chosen if (place := layer_of(module)) is not None]
     kinds = {(prefix, kind) for prefix, _, kind in places}
     numbers = range(facts.layers.count)
@@ -94,7 +117,7 @@ def _all_layers(facts: Facts, chosen: set[str]) -> set[str]:
 
 
 def _pattern(facts: Facts, value: Callable[[LowRank], float], usual: float) -> dict[str, float]:
-    odd = {u.target.module: value(u) for u in facts.low_rank if value(u) != usual}
+    odd = {_matched(u): value(u) for u in facts.low_rank if value(u) != usual}
     by_value: dict[float, list[str]] = {}
     for module, number in odd.items():
         by_value.setdefault(number, []).append(module)
@@ -103,6 +126,11 @@ def _pattern(facts: Facts, value: Callable[[LowRank], float], usual: float) -> d
         for number, modules in sorted(by_value.items())
         for ending in endings(facts, modules)
     }
+
+
+def _matched(update: LowRank) -> str:
+    """Return the name that PEFT matches patterns against."""
+    return update.target.module if update.experts is None else update.target.name
 
 
 def _number(value: float) -> float | int:
@@ -134,14 +162,32 @@ def _transposed(facts: Facts) -> bool:
     return any(getattr(u, "transposed", None) is True for u in facts.updates)
 
 
-def _feedforward(facts: Facts) -> list[str]:
-    inner = [u.target.module for u in facts.updates if isinstance(u, Scaling) and u.axis == "in"]
-    return sorted(endings(facts, inner))
+def _feedforward(facts: Facts) -> list[str] | str:
+    named = facts.source.config.get("feedforward_modules")
+    if _keeps_targets(facts) and isinstance(named, str | list):
+        return named
+    return sorted(endings(facts, facts.inner))
 
 
 def _layer_keys(facts: Facts) -> list[str]:
     places = [(layer_of(u.target.module), u.target.module) for u in facts.native]
     return sorted({name if place is None else place[2] for place, name in places})
+
+
+def _last_layers(facts: Facts) -> int:
+    """Return how many layers there are from the first one touched; -1 for all of them.
+
+    Raises `FormatError` (AT241) where that depends on the model, which is not known.
+    """
+    if facts.model.sizes.get("i"):
+        return facts.layers.last
+    if facts.layers.first == 0:
+        return -1
+    raise FormatError(
+        "AT241",
+        "layers are counted from the last one, and how many the model has is not known",
+        hint="give --base, or a folder with the base's config.json",
+    )
 
 
 def _names(facts: Facts, table: Mapping[str, Sequence[str]]) -> list[str]:
@@ -165,10 +211,10 @@ def _task_type(facts: Facts) -> str | None:
     own = facts.source.config.get("task_type")
     if isinstance(own, str) and facts.spec.config_schema == facts.source.config_schema:
         return own
-    classes = facts.model.config.get("architectures") or ()
+    classes: list[Any] = facts.model.config.get("architectures") or []
     words: dict[str, str] = schemas.table("names")["task_types"]
-    found = (word for end, word in words.items() if str(classes[0]).endswith(end))
-    return next(found, None) if classes else None
+    found = (w for end, w in words.items() for name in classes if str(name).endswith(end))
+    return next(found, None)
 
 
 _FACTS: dict[str, Callable[[Facts], Any]] = {
@@ -198,7 +244,7 @@ _FACTS: dict[str, Callable[[Facts], Any]] = {
     "modules_to_save": _saved,
     "token_indices": _token_rows,
     "layers": lambda f: f.layers.count,
-    "last_layers": lambda f: f.layers.last,
+    "last_layers": _last_layers,
     "layer_keys": _layer_keys,
     **{name: _size(size) for name, size in (("hidden_size", "hidden"), ("heads", "heads"))},
     **{name: _size(name) for name in ("kv_heads", "head_dim", "inter")},

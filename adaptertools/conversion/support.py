@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from adaptertools.adapter.model import LowRank, Replace, Scaling, Target, Update
 from adaptertools.adapter.naming import Naming
-from adaptertools.convert.report import Change, refusal
-from adaptertools.convert.values import gated
+from adaptertools.conversion.report import Change, refusal
+from adaptertools.conversion.values import gated, product, scaled
 from adaptertools.errors import AdapterError, Finding, Where
 from adaptertools.formats.factors import take
 from adaptertools.formats.model import Model
@@ -33,11 +33,27 @@ class Support:
         """Return what the format can hold of the updates, as it can hold it."""
         found = [one for update in updates for one in self._pieces(update)]
         kept = [done for update in found if (done := self._one(update)) is not None]
+        kept = self._multiplied(kept)
         for (code, title), refused in self._refused.items():
             self.findings.append(refusal(code, title, refused, self._hint(code)))
         for title, lost in self._lost.items():
             self.changes.append(Change("lost", title, tuple(u.target.name for u in lost)))
         return kept
+
+    def _multiplied(self, updates: list[Update]) -> list[Update]:
+        """Join two vectors for the outputs of one module to their product."""
+        alike: dict[object, list[Update]] = {}
+        for update in updates:
+            key = (update.target, update.axis) if isinstance(update, Scaling) else id(update)
+            alike.setdefault(key, []).append(update)
+        return [self._product(group) if len(group) > 1 else group[0] for group in alike.values()]
+
+    def _product(self, updates: list[Update]) -> Update:
+        vectors = [u for u in updates if isinstance(u, Scaling)]
+        target = vectors[0].target
+        title = f"vectors for {target.module} multiplied"
+        self.changes.append(Change("folded", title, (target.name,)))
+        return replace(vectors[0], vector=product([u.vector for u in vectors]))
 
     def _hint(self, code: str) -> str:
         if code == "AT251":
@@ -90,6 +106,12 @@ class Support:
             )
         if update.magnitude is not None and "magnitude" not in roles:
             return self._cannot(f"{title} holds no DoRA magnitudes", update)
+        if (
+            update.magnitude is not None
+            and is_embedding(update)
+            and not self._limit("dora_embeddings")
+        ):
+            return self._cannot(f"{title} has DoRA magnitudes of embeddings by token", update)
         if update.bias is not None and "bias" not in roles:
             self._cannot(f"{title} holds no biases", update, droppable=True)
             update = replace(update, bias=None)
@@ -121,6 +143,10 @@ class Support:
                 )
             )
             update = replace(update, target=Target(twin), axis="out", weight=("out in",))
+        if update.scale != 1.0:
+            title = "the scale of vectors multiplied into them"
+            self.changes.append(Change("folded", title, (update.target.name,)))
+            update = replace(update, vector=scaled(update.vector, update.scale), scale=1.0)
         return self._placed(update)
 
     def _placed(self, update: Update) -> Update | None:
@@ -138,9 +164,25 @@ class Support:
                 Finding(error.code, "error", error.message, where, hint=error.hint)
             )
             return None
+        title = self.spec.title
         if home is None:
-            return self._cannot(f"{self.spec.title} has no name for these modules", update)
+            return self._cannot(f"{title} has no name for these modules", update)
+        if home.index is not None and not self._holds_stacks():
+            return self._cannot(f"{title} holds no experts", update)
+        if self._lacks_head(update):
+            return self._cannot("the base's head is its embedding, so it has no tensor", update)
         return update
+
+    def _holds_stacks(self) -> bool:
+        downs = (u.role("down") for u in self.spec.updates if u.kind == "low_rank")
+        return any("experts" in dims.names for role in downs for dims in role.dims)
+
+    def _lacks_head(self, update: Update) -> bool:
+        """Say whether the update is of an output head that the base has no tensor for (tied)."""
+        family = self.model.family
+        if family is None or self.spec.scheme == "hf" or not family.is_tied(self.model.config):
+            return False
+        return self.model.same_name(update.target.module) + ".weight" == family.tied_head
 
     def _roles(self, kind: str) -> set[str]:
         return {role.name for u in self.spec.updates if u.kind == kind for role in u.roles}

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from adaptertools.convert.fill import layer_of
+from adaptertools.conversion.fill import layer_of
 from adaptertools.errors import FormatError
 from adaptertools.store.npz import write_npy
 from adaptertools.store.stored import Stored

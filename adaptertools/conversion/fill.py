@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from adaptertools.adapter.model import Factor, LowRank, Scaling, Target, Update
 from adaptertools.adapter.naming import Naming
-from adaptertools.convert.report import Change
+from adaptertools.conversion.report import Change
 from adaptertools.errors import FormatError
-from adaptertools.formats.factors import padded, reshaped, take
-from adaptertools.formats.model import Model
+from adaptertools.formats.factors import constant, padded, take
 from adaptertools.formats.spec import FormatSpec
-from adaptertools.store.dtypes import DTYPES
 
 _LAYER = re.compile(r"(.*?\.(?:layers|h|blk|block|layer)\.|layers\.)(\d+)\.(.+)")
 
@@ -42,18 +41,19 @@ def layer_of(name: str) -> tuple[str, int, str] | None:
 
 
 def fill(
-    updates: list[Update], spec: FormatSpec, model: Model
+    updates: list[Update], spec: FormatSpec, naming: Naming
 ) -> tuple[list[Update], Layers, list[Change]]:
     """Add zero updates where the format expects one; the number of layers is the model's own.
 
     Where the model is not known, the highest layer that has tensors is taken to be the last.
     """
-    places = [(layer_of(u.target.module), u) for u in updates]
-    inside = [(place, u) for place, u in places if place is not None]
-    count = model.sizes.get("i") or 1 + max((place[1] for place, _ in inside), default=-1)
+    inside = [(place, u) for u in updates if (place := layer_of(u.target.module)) is not None]
+    counts = {place[0]: _count(u, naming) for place, u in inside}
+    for place, _ in inside:
+        counts[place[0]] = max(counts[place[0]], place[1] + 1)
     first = min((place[1] for place, _ in inside), default=0)
     kinds = tuple(dict.fromkeys(place[2] for place, _ in inside))
-    layers = Layers(count, first, kinds)
+    layers = Layers(max(counts.values(), default=0), first, kinds)
     if not spec.write.get("fill") or not inside:
         return updates, layers, []
     start = first if spec.write["fill"] == "last layers" else 0
@@ -62,11 +62,26 @@ def fill(
     added = [
         _zero(sample, f"{prefix}{number}.{kind}")
         for (prefix, kind), sample in samples.items()
-        for number in range(start, count)
+        for number in range(start, counts[prefix])
         if (prefix, kind, number) not in have
     ]
     if not added:
         return updates, layers, []
+    _refuse_magnitudes(added, spec)
+    names = tuple(u.target.name for u in added)
+    change = Change("filled", "modules without an update get one that is zero", names)
+    return [*updates, *added], layers, [change]
+
+
+def _count(update: Update, naming: Naming) -> int:
+    """Return how many layers the stack of an update's module has; 0 where that is not known."""
+    member = next(iter(naming.members(update.target.module)), None) if naming.family else None
+    hit = naming.family.find(member.module) if naming.family and member else None
+    index = next(iter(hit.fields), None) if hit else None
+    return 0 if index is None else naming.sizes.get(index, 0)
+
+
+def _refuse_magnitudes(added: Sequence[Update], spec: FormatSpec) -> None:
     if odd := next((u for u in added if isinstance(u, LowRank) and u.magnitude), None):
         raise FormatError(
             "AT250",
@@ -74,9 +89,6 @@ def fill(
             key=odd.target.name,
             hint="merge it into the base instead, or choose another format",
         )
-    names = tuple(u.target.name for u in added)
-    change = Change("filled", "modules without an update get one that is zero", names)
-    return [*updates, *added], layers, [change]
 
 
 def complete(
@@ -92,9 +104,10 @@ def complete(
                 continue
             for kind in group:
                 name = f"{place[0]}{place[1]}.{kind}"
-                if name not in here:
+                if name not in here and naming.members(name):
                     here.add(name)
                     added.append(_zero_sized(update, name, naming))
+    _refuse_magnitudes(added, spec)
     names = tuple(u.target.name for u in added)
     change = Change("filled", "modules that must be there together are zero", names)
     return [*updates, *added], [change] if added else []
@@ -105,30 +118,26 @@ def _zero_sized(update: LowRank, name: str, naming: Naming) -> LowRank:
     family = naming.family
     member = next(iter(naming.members(name)), None)
     found = family.expected(member.module, naming.sizes) if family and member else None
-    if found is None or found.out is None:
+    if found is None or found.out is None or found.in_ is None:
         hint = "give --base, or a folder with the base's config.json"
         raise FormatError("AT241", "its size is not known", key=name, hint=hint)
-    zero = _constant(update.up, 0.0)
-    up = padded(take(zero, 0, slice(0, min(found.out, zero.shape[0]))), 0, found.out)
-    return replace(update, target=Target(name), up=up)
+    up, down = constant(update.up, 0), constant(update.down, 0)
+    axis = len(down.shape) - 1
+    return replace(
+        update,
+        target=Target(name),
+        up=_resized(up, 0, found.out),
+        down=_resized(down, axis, found.in_),
+    )
+
+
+def _resized(factor: Factor, axis: int, extent: int) -> Factor:
+    return padded(take(factor, axis, slice(0, min(extent, factor.shape[axis]))), axis, extent)
 
 
 def _zero(update: Update, module: str) -> Update:
     target = Target(module, update.target.param)
     if isinstance(update, LowRank):
-        return replace(update, target=target, down=update.down, up=_constant(update.up, 0.0))
+        return replace(update, target=target, down=update.down, up=constant(update.up, 0))
     assert isinstance(update, Scaling)
-    return replace(update, target=target, vector=_constant(update.vector, 1.0))
-
-
-def _constant(factor: Factor, value: float) -> Factor:
-    words = {"F64": 0x3FF << 52, "F32": 0x7F << 23, "F16": 0xF << 10, "BF16": 0x7F << 7}
-    bits = words[factor.dtype] if value else 0
-
-    def filled(values: object) -> object:
-        import numpy as np
-
-        word = f"u{DTYPES[factor.dtype].bits // 8}"
-        return np.full(factor.shape, bits, word)
-
-    return reshaped(factor, factor.shape, filled)
+    return replace(update, target=target, vector=constant(update.vector, 1))

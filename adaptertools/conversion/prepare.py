@@ -8,18 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adaptertools.adapter.model import Adapter, Update, factors
-from adaptertools.convert.facts import Facts
-from adaptertools.convert.fill import complete, fill
-from adaptertools.convert.native import Joiner
-from adaptertools.convert.report import Change
-from adaptertools.convert.scales import fit_ranks, fit_scales
-from adaptertools.convert.support import Support
-from adaptertools.convert.values import cast
+from adaptertools.conversion.facts import Facts
+from adaptertools.conversion.fill import complete, fill
+from adaptertools.conversion.native import Joiner
+from adaptertools.conversion.report import Change
+from adaptertools.conversion.scales import fit_ranks, fit_scales
+from adaptertools.conversion.support import Support
+from adaptertools.conversion.values import cast
 from adaptertools.errors import Finding, FindingsError, FormatError, Where
 from adaptertools.formats.config import config_findings
 from adaptertools.formats.model import Model
 from adaptertools.formats.render import render
 from adaptertools.formats.spec import FormatSpec
+from adaptertools.store.dtypes import DTYPES
 from adaptertools.store.stored import Stored
 
 
@@ -73,19 +74,20 @@ def prepare(
     _check_source(adapter, spec)
     naming = model.naming(spec.scheme)
     support = Support(spec, model, naming, lossy)
-    updates = support.kept(_cast(adapter.updates, _dtype(adapter, spec, dtype)))
-    if not updates and not support.findings:
+    updates = support.kept(adapter.updates)
+    if not support.findings and not _has_main_kind(updates, spec):
         support.findings.append(_nothing(adapter, spec))
     if support.findings:
         raise FindingsError(support.findings)
-    joiner = Joiner(spec, naming)
-    native, padded = fit_ranks(joiner.native(updates), spec)
-    native, layers, filled = fill(native, spec, model)
+    joiner, dtypes = Joiner(spec, naming), _dtype(adapter, spec, dtype)
+    native, padded = fit_ranks(joiner.native(_cast(updates, dtypes)), spec)
     native, completed = complete(native, spec, naming)
+    native, layers, filled = fill(native, spec, naming)
     native, terms, folded = fit_scales(native, spec)
     facts = Facts(adapter, spec, model, updates, native, terms, layers)
     configs = {name: _config(facts, name) for name in spec.write.get("files", {})}
     values = facts.filled(spec.write.get("values", {}))
+    _check_values(values, spec)
     told = {name: facts.filled("@alpha") for name in spec.write.get("told", ())}
     return ConversionPlan(
         adapter,
@@ -95,7 +97,15 @@ def prepare(
         tuple(render(native, spec)),
         configs,
         values,
-        (*support.changes, *joiner.changes, *padded, *filled, *completed, *folded),
+        (
+            *support.changes,
+            *_casts(updates, dtypes),
+            *joiner.changes,
+            *padded,
+            *completed,
+            *filled,
+            *folded,
+        ),
         told,
     )
 
@@ -112,6 +122,32 @@ def _check_source(adapter: Adapter, spec: FormatSpec) -> None:
         raise FindingsError([Finding("AT240", "error", title, where, hint=hint)])
     if quirk := next((f for f in adapter.findings if f.id == "AT312"), None):
         raise FindingsError([replace(quirk, severity="error", hint="merge it into its base")])
+
+
+def _has_main_kind(updates: Sequence[Update], spec: FormatSpec) -> bool:
+    """Say whether there is an update of the kind that the format is for (its first entry's)."""
+    return any(update.kind == spec.updates[0].kind for update in updates)
+
+
+def _check_values(values: Mapping[str, Any], spec: FormatSpec) -> None:
+    lacking = [key for key in spec.write.get("required", ()) if key not in values]
+    if lacking:
+        raise FormatError(
+            "AT256",
+            f"{spec.title} names it, and it is not known",
+            key=lacking[0],
+            hint="give --base: the base's folder, or its config.json alone",
+        )
+
+
+def _casts(updates: Sequence[Update], dtypes: Mapping[str, str]) -> list[Change]:
+    """Tell which dtypes are rounded to narrower ones."""
+    changes = []
+    for old, new in dtypes.items():
+        if old != new and DTYPES[new].bits < DTYPES[old].bits:
+            names = (u.target.name for u in updates if any(f.dtype == old for f in factors(u)))
+            changes.append(Change("cast", f"{old} rounded to {new}", tuple(names)))
+    return changes
 
 
 def _nothing(adapter: Adapter, spec: FormatSpec) -> Finding:

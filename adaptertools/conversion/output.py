@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from adaptertools.convert.prepare import ConversionPlan
-from adaptertools.errors import FormatError
+from adaptertools.conversion.prepare import ConversionPlan
 from adaptertools.store.dtypes import DTYPES
 from adaptertools.store.stored import Stored
 
@@ -85,12 +84,6 @@ def _gguf(
 ) -> None:
     from adaptertools.store.gguf_write import encode_kv, write_gguf
 
-    if "general.architecture" not in plan.values:
-        raise FormatError(
-            "AT256",
-            "a GGUF adapter names the architecture of its base, which is not known",
-            hint="give --base: the base's folder, or its config.json alone",
-        )
     pairs = [encode_kv(key, value, _kind(value)) for key, value in plan.values.items()]
     write_gguf(path, pairs, [_blocked(t) for t in tensors] if dtype == "Q8_0" else tensors)
 
@@ -144,7 +137,7 @@ def _nemo(
 def _rows(
     path: Path, plan: ConversionPlan, tensors: Sequence[Stored], dtype: str, jobs: int
 ) -> None:
-    from adaptertools.convert.rows import write_rows
+    from adaptertools.conversion.rows import write_rows
 
     write_rows(path, tensors, plan.spec.write)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from adaptertools.adapter.model import Factor
-from adaptertools.store.dtypes import nbytes, torch_dtype
+from adaptertools.errors import FormatError
+from adaptertools.store.dtypes import DTYPES, nbytes, torch_dtype
 from adaptertools.store.tensor import as_tensor
 
 if TYPE_CHECKING:
@@ -52,13 +53,41 @@ def gated(factor: Factor, gate: Factor) -> Factor:
     return _computed(factor, factor.dtype, compute)
 
 
+def common_dtype(dtypes: Sequence[str]) -> str:
+    """Return the narrowest dtype that holds all values of `dtypes`; BF16 and F16 meet in F32."""
+    found = set(dtypes)
+    if found == {"BF16", "F16"}:
+        return "F32"
+    return max(found, key=lambda name: DTYPES[name].bits)
+
+
+def product(factors: Sequence[Factor]) -> Factor:
+    """Return the product of vectors, rounded once to the first one's dtype."""
+    first = factors[0]
+
+    def compute(values: torch.Tensor) -> torch.Tensor:
+        from adaptertools.algebra.fold import gated
+
+        rest = values.double()
+        for factor in factors[1:-1]:
+            rest = rest * factor.read().double()
+        return gated(rest, factors[-1].read(), values.dtype)
+
+    return first if len(factors) == 1 else _computed(first, first.dtype, compute)
+
+
 def _computed(
     factor: Factor, dtype: str, compute: Callable[[torch.Tensor], torch.Tensor]
 ) -> Factor:
     def bits() -> Any:
         from adaptertools.algebra.fold import as_bits
 
-        return as_bits(compute(as_tensor(factor.bits(), factor.dtype)))
+        try:
+            return as_bits(compute(as_tensor(factor.bits(), factor.dtype)))
+        except OverflowError as error:
+            raise FormatError(
+                "AT259", f"in {dtype} {error}", key=factor.key, hint="choose a wider --dtype"
+            ) from None
 
     return replace(
         factor,

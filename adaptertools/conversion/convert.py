@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from adaptertools.adapter.model import Adapter
-from adaptertools.convert.compare import ROUNDING, Comparison, compare
-from adaptertools.convert.output import write_plan
-from adaptertools.convert.prepare import ConversionPlan, prepare
+from adaptertools.conversion.compare import ROUNDING, Comparison, compare
+from adaptertools.conversion.output import write_plan
+from adaptertools.conversion.prepare import ConversionPlan, prepare
 from adaptertools.errors import FormatError
 from adaptertools.formats.model import UNKNOWN, Model, read_model
 from adaptertools.formats.opening import open_adapter
@@ -31,7 +31,8 @@ class ConversionResult:
 
     @property
     def exact(self) -> bool:
-        return all(one.exact for one in self.checked)
+        """Whether every target was read back and is the same bit for bit."""
+        return bool(self.checked) and all(one.exact for one in self.checked)
 
     @property
     def error(self) -> float:
@@ -72,13 +73,15 @@ class Conversion:
         check_place(self.out, inputs, is_file=None, overwrite=self.overwrite)
         model = None if self.base is None else read_model(self.base)
         adapter = open_adapter(self.ref, specs=self.specs, model=model, given=self.given)
-        return prepare(
+        plan = prepare(
             adapter, spec, self._model(adapter, model), dtype=self.dtype, lossy=self.lossy
         )
+        self.is_file(plan)
+        return plan
 
     def run(self, plan: ConversionPlan) -> ConversionResult:
         """Write the plan, read it back, compare, and only then move it into place."""
-        single = self._is_file(plan)
+        single = self.is_file(plan)
         check_space(self.out, plan.bytes, 0)
         folder = hidden_sibling(self.out, "new")
         shutil.rmtree(folder, ignore_errors=True)
@@ -96,7 +99,7 @@ class Conversion:
         """Return the model by --base, else by what the adapter's own config tells of it."""
         return model or UNKNOWN
 
-    def _is_file(self, plan: ConversionPlan) -> bool:
+    def is_file(self, plan: ConversionPlan) -> bool:
         """Say whether OUT is to be the weight file itself: it has the ending of one."""
         ending = "".join(Path(plan.file).suffixes)
         if not self.out.name.endswith(ending) or self.out.is_dir():
@@ -117,10 +120,10 @@ class Conversion:
         if back.errors:
             first = back.errors[0]
             raise FormatError("AT258", f"what was written cannot be read back: {first}")
-        found = compare(plan.updates, back.updates, self.jobs)
+        found = compare(plan.updates, back.updates, self.jobs, model.same_name)
         dtypes = {self.dtype, *(tensor.dtype for tensor in plan.tensors)}
         limit = max(ROUNDING.get(dtype, 0.0) for dtype in dtypes)
-        wrong = [one for one in found if one.error > limit]
+        wrong = [one for one in found if not one.error <= limit]
         if wrong:
             raise FormatError(
                 "AT258",

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 
 from adaptertools.adapter.model import Factor, LowRank, Replace, Scaling, Target, Update
 from adaptertools.adapter.naming import Home, Naming
-from adaptertools.convert.report import Change
-from adaptertools.convert.values import cast, scaled
+from adaptertools.conversion.report import Change
+from adaptertools.conversion.values import cast, common_dtype, scaled
 from adaptertools.errors import FormatError
 from adaptertools.formats.factors import (
     concatenated,
+    constant,
     padded,
     placed,
     reshaped,
@@ -91,10 +92,10 @@ class Joiner:
 
     def _stack(self, name: str, members: list[tuple[LowRank, Home]]) -> LowRank:
         count = max(len(self.naming.members(name)), 1)
-        updates = _alike([update for update, _ in members])
+        updates = self._evened(name, members)
         by_index = {h.index: u for u, (_, h) in zip(updates, members, strict=True)}
         first = updates[0]
-        zero = replace(first, down=_zeros(first.down), up=_zeros(first.up))
+        zero = replace(first, down=constant(first.down, 0), up=constant(first.up, 0))
         if len(by_index) < count:
             self._note("filled", f"experts without an update in {name} are zero", members)
         every = [by_index.get(n, zero) for n in range(count)]
@@ -110,7 +111,7 @@ class Joiner:
         self, name: str, members: list[tuple[LowRank, Home]], parts: tuple[str, ...]
     ) -> LowRank:
         sizes = self._part_sizes(name)
-        updates = _alike([update for update, _ in members])
+        updates = self._evened(name, members)
         by_part = {h.part: u for u, (_, h) in zip(updates, members, strict=True)}
         first, ups, downs = updates[0], list[Factor](), list[Factor]()
         for part in parts:
@@ -119,7 +120,7 @@ class Joiner:
                 self._note("filled", f"{part} has no update in {name}, so it is zero", members)
                 empty = reshaped(first.up, (0, first.rank), lambda bits: bits[:0])
                 ups.append(padded(empty, 0, sizes[part]))
-                downs.append(_zeros(first.down))
+                downs.append(constant(first.down, 0))
             else:
                 ups.append(update.up)
                 downs.append(update.down)
@@ -142,7 +143,7 @@ class Joiner:
         if all(u.scale == first.scale and same(u.down, first.down) for u in updates):
             ups = [(u.up, r) for u, r in zip(updates, rows, strict=True)]
             return replace(first, target=Target(name), up=placed(ups, 0, extent))
-        updates = _alike(updates, pad=False)
+        updates = self._evened(name, members, pad=False)
         rank = sum(u.rank for u in updates)
         self._note("joined", f"parts of {name} joined at rank {rank}", members)
         return replace(
@@ -165,6 +166,15 @@ class Joiner:
             parts=len(rows),
             enabled=tuple(rows),
         )
+
+    def _evened(
+        self, name: str, members: list[tuple[LowRank, Home]], *, pad: bool = True
+    ) -> list[LowRank]:
+        updates = [update for update, _ in members]
+        done = _alike(updates, pad=pad)
+        if any(a.scale != b.scale for a, b in zip(updates, done, strict=True)):
+            self._note("folded", f"scales within {name} multiplied into up", members)
+        return done
 
     def _part_sizes(self, name: str) -> dict[str, int]:
         fused = self.naming.fused(name)
@@ -193,32 +203,17 @@ def _kind_of(name: str) -> str:
 
 def _alike(updates: list[LowRank], *, pad: bool = True) -> list[LowRank]:
     """Return the updates with one scale, one dtype, and (with `pad`) one rank."""
-    scale = updates[0].scale
+    scale = next((u.scale for u in updates if u.scale), 1.0)
     rank = max(u.rank for u in updates)
-    widest = max((u.down.dtype for u in updates), key=_bits)
+    dtype = common_dtype([f.dtype for u in updates for f in (u.down, u.up)])
     done = []
     for update in updates:
-        up = scaled(cast(update.up, widest), update.scale / scale)
-        down = cast(update.down, widest)
+        up = scaled(cast(update.up, dtype), update.scale / scale)
+        down = cast(update.down, dtype)
         if pad:
             down, up = padded(down, 0, rank), padded(up, 1, rank)
         done.append(replace(update, down=down, up=up, scale=scale, rank=down.shape[0]))
     return done
-
-
-def _bits(dtype: str) -> tuple[int, str]:
-    from adaptertools.store.dtypes import DTYPES
-
-    return DTYPES[dtype].bits, dtype
-
-
-def _zeros(factor: Factor) -> Factor:
-    def zero(bits: object) -> object:
-        import numpy as np
-
-        return np.zeros_like(bits)
-
-    return reshaped(factor, factor.shape, zero)
 
 
 def _put(factor: Factor | None, axis: int, index: Index | None) -> Factor | None:

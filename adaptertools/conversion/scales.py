@@ -7,13 +7,14 @@ else the commonest terms are written and the remainder is multiplied into `up`, 
 from __future__ import annotations
 
 import math
+import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from adaptertools.adapter.model import LowRank, Update
-from adaptertools.convert.report import Change
-from adaptertools.convert.values import scaled
+from adaptertools.conversion.report import Change
+from adaptertools.conversion.values import scaled
 from adaptertools.formats.factors import padded
 from adaptertools.formats.rates import RULES, SOLVED
 from adaptertools.formats.spec import FormatSpec
@@ -21,12 +22,16 @@ from adaptertools.formats.spec import FormatSpec
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the file's config says of scale and rank: the commonest values, and the rule."""
+    """What the file's config says of scale and rank: the commonest values, and the rule.
+
+    `tolerance` is how far a scale may be from the one they mean: the rounding of a stored alpha.
+    """
 
     rule: str = "one"
     rank: int = 0
     alpha: float = 0.0
     factor: float = 1.0
+    tolerance: float = 1e-15
 
 
 def fit_ranks(updates: list[Update], spec: FormatSpec) -> tuple[list[Update], list[Change]]:
@@ -64,9 +69,7 @@ def fit_scales(updates: list[Update], spec: FormatSpec) -> tuple[list[Update], T
         alphas = Counter(u.alpha for u in done if isinstance(u, LowRank) and u.rank == terms.rank)
         return done, replace(terms, alpha=alphas.most_common(1)[0][0] or 0.0), []
     kept = [_with_terms(u, terms) if isinstance(u, LowRank) else u for u in updates]
-    folds = [
-        u.target.name for u in low_rank if not math.isclose(_read(u, terms), u.scale, rel_tol=1e-15)
-    ]
+    folds = [u.target.name for u in low_rank if not _agrees(_read(u, terms), terms, u.scale)]
     change = [Change("folded", "scales multiplied into up", tuple(folds))] if folds else []
     return kept, terms, change
 
@@ -75,10 +78,14 @@ def _read(update: LowRank, terms: Terms) -> float:
     return RULES[terms.rule](terms.alpha, update.rank, terms.factor)
 
 
+def _agrees(scale: float, terms: Terms, wanted: float) -> bool:
+    return math.isclose(scale, wanted, rel_tol=terms.tolerance)
+
+
 def _with_terms(update: LowRank, terms: Terms) -> LowRank:
     """Return the update with the scale that `terms` mean, the rest of it multiplied into up."""
     scale = _read(update, terms)
-    if math.isclose(scale, update.scale, rel_tol=1e-15):
+    if _agrees(scale, terms, update.scale):
         return replace(update, scale=scale, alpha=terms.alpha)
     return replace(
         update, up=scaled(update.up, update.scale / scale), scale=scale, alpha=terms.alpha
@@ -106,15 +113,21 @@ def _alpha(update: LowRank, rule: str) -> float:
 
 
 def _terms(updates: Sequence[LowRank], spec: FormatSpec) -> Terms:
+    """Return the commonest terms; updates of scale 0 do not count, their `up` becomes zero."""
     scale, rule = spec.scale, _rule(updates, spec)
     rank = Counter(u.rank for u in updates).most_common(1)[0][0]
+    counted = [u for u in updates if u.scale] or [replace(updates[0], scale=1.0, alpha=None)]
     if rule == "factor":
-        return Terms(rule, rank, 0.0, Counter(u.scale for u in updates).most_common(1)[0][0])
+        return Terms(rule, rank, 0.0, Counter(u.scale for u in counted).most_common(1)[0][0])
     if rule not in SOLVED:
         return Terms(rule, rank)
     if scale["alpha"].get("fixed"):
         return Terms(rule, rank, float(scale["alpha"]["default"]))
-    return Terms(rule, rank, Counter(_alpha(u, rule) for u in updates).most_common(1)[0][0])
+    alpha = Counter(_alpha(u, rule) for u in counted).most_common(1)[0][0]
+    if scale["alpha"].get("dtype") != "F32":
+        return Terms(rule, rank, alpha)
+    single = struct.unpack("<f", struct.pack("<f", alpha))[0] if abs(alpha) < 3e38 else 0.0
+    return Terms(rule, rank, single or float(rank), tolerance=6e-8)
 
 
 def _rule(updates: Sequence[LowRank], spec: FormatSpec) -> str:

@@ -6,12 +6,13 @@ two thin QR decompositions, [s₁B₁, −s₂B₂] = Q R and [A₁; A₂]ᵀ = 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from adaptertools.adapter.model import Factor, LowRank, Replace, Rows, Scaling, Update
+from adaptertools.conversion.values import scaled
 from adaptertools.formats.factors import same
 
 # the largest relative difference that one rounding to the stored dtype can make, and alpha as F32
@@ -27,12 +28,17 @@ class Comparison:
     error: float
 
 
-def compare(ours: Sequence[Update], theirs: Sequence[Update], jobs: int = 1) -> list[Comparison]:
-    """Compare updates by target, in `jobs` threads.
+def compare(
+    ours: Sequence[Update],
+    theirs: Sequence[Update],
+    jobs: int = 1,
+    same_name: Callable[[str], str] = str,
+) -> list[Comparison]:
+    """Compare updates by target (as `same_name` calls it), in `jobs` threads.
 
     One that only one side has counts as its whole size (error 1), unless it changes nothing.
     """
-    left, right = _by_target(ours), _by_target(theirs)
+    left, right = _by_target(ours, same_name), _by_target(theirs, same_name)
     keys = list(dict.fromkeys((*left, *right)))
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(lambda k: _pair(k[0], left.get(k), right.get(k)), keys))
@@ -46,8 +52,11 @@ def _pair(name: str, one: Update | None, other: Update | None) -> Comparison:
     return Comparison(name, False, 0.0 if _is_nothing(here) else 1.0)
 
 
-def _by_target(updates: Sequence[Update]) -> dict[tuple[str, str], Update]:
-    return {(u.target.name, u.kind): u for u in updates}
+def _by_target(
+    updates: Sequence[Update], same_name: Callable[[str], str]
+) -> dict[tuple[str, str], Update]:
+    names = ((same_name(u.target.module), u) for u in updates)
+    return {(f"{module}.{u.target.param}", u.kind): u for module, u in names}
 
 
 def _compare(name: str, one: Update, other: Update) -> Comparison:
@@ -61,7 +70,7 @@ def _compare(name: str, one: Update, other: Update) -> Comparison:
 
 def _value(update: Update) -> Factor:
     if isinstance(update, Scaling):
-        return update.vector
+        return scaled(update.vector, update.scale)
     if isinstance(update, Replace):
         return update.value
     assert isinstance(update, Rows)
