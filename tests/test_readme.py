@@ -28,6 +28,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(command: str) -> str:
+    if command.startswith("cmp "):
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+        return done.stderr + done.stdout
     words = shlex.split(command)
     assert words[0] == "adaptertools"
     done = subprocess.run(

@@ -142,7 +142,8 @@ def change_lines(plan: ConversionPlan) -> Iterator[str]:
         alike.setdefault((change.kind, key), []).append(change)
     for (kind, title), changes in alike.items():
         targets = [target for change in changes for target in change.targets]
-        shown = ", ".join(targets[:SHOWN]) + (", …" if len(targets) > SHOWN else "")
+        alike_names = list(dict.fromkeys(_shape(t.removesuffix(".weight")) for t in targets))
+        shown = ", ".join(alike_names[:SHOWN]) + (", …" if len(alike_names) > SHOWN else "")
         yield f"  {kind:<8} {title}" + (f": ×{len(targets)} ({shown})" if targets else "")
     for name, value in plan.told.items():
         yield f"  note     the format does not say {name}; the reader must be told {value}"

@@ -37,7 +37,7 @@ def overview(known: Iterable[FormatSpec]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("format", "use", "ranks", "scales", "also holds", "what")]
     for spec in known:
         limits = spec.limits
-        low_rank = bool(spec.scale)
+        low_rank = any(update.kind == "low_rank" for update in spec.updates)
         also = ", ".join(name.replace("_", " ") for name in COLUMNS if limits.get(name))
         rows.append(
             (
