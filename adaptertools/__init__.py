@@ -13,9 +13,9 @@ from adaptertools.errors import AdapterError, Finding, FindingsError
 if TYPE_CHECKING:
     from adaptertools.base.merge import merge as merge
     from adaptertools.base.verify import verify as verify
+    from adaptertools.check.converting import convert as convert
     from adaptertools.check.inspecting import inspect as inspect
     from adaptertools.check.validating import validate as validate
-    from adaptertools.conversion.convert import convert as convert
     from adaptertools.formats.opening import open_adapter as open
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "convert": ("adaptertools.conversion.convert", "convert"),
+    "convert": ("adaptertools.check.converting", "convert"),
     "open": ("adaptertools.formats.opening", "open_adapter"),
     "inspect": ("adaptertools.check.inspecting", "inspect"),
     "validate": ("adaptertools.check.validating", "validate"),

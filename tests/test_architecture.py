@@ -27,7 +27,7 @@ ARROWS = {
     "algebra": SHARED | {"patterns", "adapter"},
     "conversion": SHARED | {"patterns", "adapter", "store", "formats", "algebra"},
     "base": SHARED | {"patterns", "adapter", "store", "formats", "algebra", "conversion"},
-    "check": SHARED | {"patterns", "adapter", "store", "formats", "algebra", "base"},
+    "check": SHARED | {"patterns", "adapter", "store", "formats", "algebra", "base", "conversion"},
     "cli": SHARED
     | {"patterns", "adapter", "store", "formats", "algebra", "base", "conversion", "check"},
 }

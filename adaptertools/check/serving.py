@@ -72,7 +72,7 @@ class Violation:
     @property
     def unknown(self) -> bool:
         """Whether only the base could tell."""
-        return all(hit.unknown for hit in self.hits)
+        return self.hits[0].unknown
 
 
 def violations(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from adaptertools.adapter.model import LowRank
 from adaptertools.check.case import Case, Hit, hit, last, layer
@@ -32,10 +33,15 @@ def rank_not_allowed(case: Case) -> Iterator[Hit]:
     told = [str(rank) for rank in ranks] + ([f"a multiple of {step}"] if step else [])
     expected = " or ".join(told) if told else f"at most {low - 1}, or over {high}"
     for update in case.low_rank:
-        allowed = update.rank in ranks or bool(step and update.rank % step == 0)
-        inside = update.rank >= low and (high is None or update.rank <= high)
-        if inside and not allowed and len(kinds) >= case.params.get("kinds", 1):
+        if not rank_allowed(update.rank, case.params) and len(kinds) >= case.params.get("kinds", 1):
             yield hit(update, f"rank {update.rank}", expected)
+
+
+def rank_allowed(rank: int, params: Mapping[str, Any]) -> bool:
+    """Say whether the parameters of `rank_not_allowed` let a rank pass."""
+    step, high = params.get("multiple_of"), params.get("high")
+    inside = rank >= params.get("low", 1) and (high is None or rank <= high)
+    return not inside or rank in params["ranks"] or bool(step and rank % step == 0)
 
 
 def rank_pattern(case: Case) -> Iterator[Hit]:

@@ -17,6 +17,7 @@ from adaptertools.check.profile import Profile, load_profile
 from adaptertools.check.rules import run_rules
 from adaptertools.check.serving import serving_findings
 from adaptertools.errors import AdapterError, Finding, FindingsError, Where
+from adaptertools.formats.model import Model, read_model
 from adaptertools.formats.opening import open_adapter, read_config
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}
@@ -83,7 +84,7 @@ def _validated(
     try:
         if base is None and isinstance(looked := inspect(ref, specs=specs), BaseInfo):
             return [*looked.findings, *_no_adapter(ref, profile)], "base"
-        adapter = open_adapter(ref, specs=specs, accept=accept)
+        adapter = open_adapter(ref, specs=specs, accept=accept, model=_model(base))
     except FindingsError as error:
         return list(error.findings), None
     except AdapterError as error:
@@ -94,6 +95,14 @@ def _validated(
     if profile is not None:
         findings += serving_findings(adapter, profile, _base_config(base))
     return findings, adapter.format
+
+
+def _model(base: str | Path | None) -> Model | None:
+    """Return what the base's config tells, None where it has none."""
+    try:
+        return None if base is None else read_model(Path(base))
+    except AdapterError:
+        return None
 
 
 def _no_adapter(ref: str | Path, profile: Profile | None) -> list[Finding]:

@@ -47,12 +47,11 @@ def target_modules(case: Case) -> Iterator[Hit]:
 
 
 def target_regex(case: Case) -> Iterator[Hit]:
-    """A `target_modules` that is a pattern and none of `but`; with `absent`, null counts too."""
+    """A `target_modules` that is no list of names and none of the words `but`."""
     config = case.adapter.config
     named = config.get("target_modules")
-    pattern = isinstance(named, str) and named not in case.names("but")
-    if pattern or (named is None and config and case.params.get("absent")):
-        told = repr(named)[:60] if pattern else "null"
+    if config and not isinstance(named, list) and named not in case.names("but"):
+        told = "null" if named is None else repr(named)[:60]
         yield Hit("target_modules", told, "a list of names", in_config=True)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from adaptertools.base.relayout import LAYOUTS, Relayout
+from adaptertools.check.repairing import fit_server
 from adaptertools.cli.options import (
     PATH,
     base_option,
@@ -32,10 +33,17 @@ from adaptertools.store.threads import available_cores
         "convert ./adapter --to gguf-lora --base ./base -o adapter.gguf",
         "convert adapter.gguf --to peft-lora --base ./base -o ./adapter",
         "convert ./adapter --to mlx-lora -o ./mlx --dry-run",
+        "convert ./adapter --for vllm -o ./served",
     ),
 )
 @click.argument("ref", type=PATH)
-@click.option("--to", "to", required=True, metavar="FORMAT", help="See 'adaptertools formats'.")
+@click.option("--to", metavar="FORMAT", help="See 'adaptertools formats'; for a base: hf, meta.")
+@click.option(
+    "--for",
+    "server",
+    metavar="SERVER",
+    help="Repair what is exact for this server, and choose its format.",
+)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Where to write.")
 @base_option
 @click.option("--lossy", is_flag=True, help="Leave out what the format cannot hold.")
@@ -52,7 +60,8 @@ from adaptertools.store.threads import available_cores
 @output_options
 def command(
     ref: str,
-    to: str,
+    to: str | None,
+    server: str | None,
     out: Path,
     base: Path | None,
     lossy: bool,
@@ -77,7 +86,7 @@ def command(
     printer = Output(json=as_json, quiet=quiet)
     job = Conversion(
         Path(ref),
-        to,
+        to or "",
         out,
         base,
         lossy,
@@ -88,9 +97,13 @@ def command(
         specs,
         parse_given(given),
     )
+    if to is None and server is None:
+        raise click.UsageError("give --to FORMAT, or --for SERVER")
     if to in LAYOUTS:
         _base(Relayout(Path(ref), to, out, parts, overwrite), printer, dry_run=dry_run)
         return
+    if server is not None:
+        fit_server(job, server)
     plan = job.plan()
     printer.findings(f for f in plan.source.findings if f.severity != "info")
     if dry_run:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptertools.adapter.model import Adapter
 from adaptertools.conversion.compare import ROUNDING, Comparison, compare
 from adaptertools.conversion.output import write_plan
+from adaptertools.conversion.plain import one_rank_spec, plain_spec
 from adaptertools.conversion.prepare import ConversionPlan, prepare
 from adaptertools.errors import FormatError
-from adaptertools.formats.model import UNKNOWN, Model, read_model
+from adaptertools.formats.model import UNKNOWN, read_model
 from adaptertools.formats.opening import open_adapter
 from adaptertools.formats.registry import get_format
+from adaptertools.formats.spec import FormatSpec
 from adaptertools.store.place import check_place, check_space, hidden_sibling, publish
 
 Progress = Callable[[int, int], None]
@@ -51,7 +52,12 @@ class ConversionResult:
 
 @dataclass(slots=True)
 class Conversion:
-    """One conversion, to be planned and then run."""
+    """One conversion, to be planned and then run.
+
+    `plain` writes one scale and `one_rank` one rank for all modules, of at least `rank`; `trim`
+    leaves out what changes nothing. `judge` is called with the finished file before it is moved
+    into place, and may raise.
+    """
 
     ref: Path
     to: str
@@ -65,16 +71,27 @@ class Conversion:
     specs: Sequence[Path] = ()
     given: Mapping[str, Any] | None = None
     progress: Progress = lambda done, total: None
+    plain: bool = False
+    one_rank: bool = False
+    trim: bool = False
+    rank: int = 0
+    judge: Callable[[Path], None] | None = None
 
     def plan(self) -> ConversionPlan:
         """Plan from headers; raises `AdapterError` for whatever stands in the way."""
-        spec = get_format(self.to, tuple(self.specs))
+        spec = self._spec()
         inputs = [self.ref] if self.base is None else [self.ref, self.base]
         check_place(self.out, inputs, is_file=None, overwrite=self.overwrite)
         model = None if self.base is None else read_model(self.base)
         adapter = open_adapter(self.ref, specs=self.specs, model=model, given=self.given)
         plan = prepare(
-            adapter, spec, self._model(adapter, model), dtype=self.dtype, lossy=self.lossy
+            adapter,
+            spec,
+            model or UNKNOWN,
+            dtype=self.dtype,
+            lossy=self.lossy,
+            trim=self.trim,
+            rank=self.rank,
         )
         self.is_file(plan)
         return plan
@@ -90,14 +107,18 @@ class Conversion:
             path = write_plan(plan, folder, self.dtype, self.jobs, self.progress)
             readable = plan.spec.write["container"] != "rows"
             checked = self._checked(plan, path) if self.check and readable else ()
+            if self.judge is not None:
+                self.judge(path)
             publish(path if single else folder, self.out)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return ConversionResult(self.out, plan, tuple(checked))
 
-    def _model(self, adapter: Adapter, model: Model | None) -> Model:
-        """Return the model by --base, else by what the adapter's own config tells of it."""
-        return model or UNKNOWN
+    def _spec(self) -> FormatSpec:
+        spec = get_format(self.to, tuple(self.specs))
+        if self.plain:
+            return plain_spec(spec)
+        return one_rank_spec(spec) if self.one_rank else spec
 
     def is_file(self, plan: ConversionPlan) -> bool:
         """Say whether OUT is to be the weight file itself: it has the ending of one."""
@@ -115,7 +136,7 @@ class Conversion:
 
     def _checked(self, plan: ConversionPlan, path: Path) -> list[Comparison]:
         """Read back what was written and compare; raises `FormatError` (AT258) where it differs."""
-        model = self._model(plan.source, None if self.base is None else read_model(self.base))
+        model = UNKNOWN if self.base is None else read_model(self.base)
         back = open_adapter(path, specs=self.specs, model=model, given=plan.told)
         if back.errors:
             first = back.errors[0]
@@ -132,42 +153,3 @@ class Conversion:
                 hint="nothing was kept; please report this",
             )
         return found
-
-
-def convert(
-    ref: str | Path,
-    to: str,
-    out: str | Path,
-    *,
-    base: str | Path | None = None,
-    lossy: bool = False,
-    dtype: str = "auto",
-    overwrite: bool = False,
-    check: bool = True,
-    jobs: int | None = None,
-    specs: Sequence[str | Path] = (),
-    given: Mapping[str, Any] | None = None,
-) -> ConversionResult:
-    """Convert the adapter at `ref` to the format `to`, written to the folder or file `out`.
-
-    `base` (a folder, its config alone, or a GGUF file) tells names and head counts where a format
-    has its own. What cannot be held is an error unless `lossy`; `given` are config fields that the
-    source does not tell. Raises `AdapterError`; then nothing is left at `out`.
-    """
-    from adaptertools.store.dtypes import dtype_name
-    from adaptertools.store.threads import available_cores
-
-    job = Conversion(
-        Path(ref),
-        to,
-        Path(out),
-        None if base is None else Path(base),
-        lossy,
-        dtype if dtype == "auto" else "Q8_0" if dtype.lower() == "q8_0" else dtype_name(dtype),
-        overwrite,
-        check,
-        jobs or available_cores(),
-        tuple(Path(spec) for spec in specs),
-        given,
-    )
-    return job.run(job.plan())

@@ -11,6 +11,7 @@ from adaptertools.adapter.model import Adapter, Update, factors
 from adaptertools.conversion.facts import Facts
 from adaptertools.conversion.fill import complete, fill
 from adaptertools.conversion.native import Joiner
+from adaptertools.conversion.plain import trimmed
 from adaptertools.conversion.report import Change
 from adaptertools.conversion.scales import fit_ranks, fit_scales
 from adaptertools.conversion.support import Support
@@ -65,7 +66,14 @@ class ConversionPlan:
 
 
 def prepare(
-    adapter: Adapter, spec: FormatSpec, model: Model, *, dtype: str = "auto", lossy: bool = False
+    adapter: Adapter,
+    spec: FormatSpec,
+    model: Model,
+    *,
+    dtype: str = "auto",
+    lossy: bool = False,
+    trim: bool = False,
+    rank: int = 0,
 ) -> ConversionPlan:
     """Plan a conversion; raises `FindingsError` with every reason why it is not possible."""
     findings = [*adapter.findings, *config_findings(adapter)]
@@ -74,13 +82,14 @@ def prepare(
     _check_source(adapter, spec)
     naming = model.naming(spec.scheme)
     support = Support(spec, model, naming, lossy)
-    updates = support.kept(adapter.updates)
+    wanted, dropped = trimmed(adapter.updates) if trim else (adapter.updates, [])
+    updates = support.kept(wanted)
     if not support.findings and not _has_main_kind(updates, spec):
         support.findings.append(_nothing(adapter, spec))
     if support.findings:
         raise FindingsError(support.findings)
     joiner, dtypes = Joiner(spec, naming), _dtype(adapter, spec, dtype)
-    native, padded = fit_ranks(joiner.native(_cast(updates, dtypes)), spec)
+    native, padded = fit_ranks(joiner.native(_cast(updates, dtypes)), spec, rank)
     native, completed = complete(native, spec, naming)
     native, layers, filled = fill(native, spec, naming)
     native, terms, folded = fit_scales(native, spec)
@@ -98,6 +107,7 @@ def prepare(
         configs,
         values,
         (
+            *dropped,
             *support.changes,
             *_casts(updates, dtypes),
             *joiner.changes,

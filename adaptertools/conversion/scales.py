@@ -34,12 +34,16 @@ class Terms:
     tolerance: float = 1e-15
 
 
-def fit_ranks(updates: list[Update], spec: FormatSpec) -> tuple[list[Update], list[Change]]:
-    """Pad every update to the largest rank, where the format has one rank for all."""
+def fit_ranks(
+    updates: list[Update], spec: FormatSpec, least: int = 0
+) -> tuple[list[Update], list[Change]]:
+    """Pad every update to the largest rank, and to `least`, where the format has one for all."""
     low_rank = [u for u in updates if isinstance(u, LowRank)]
-    if spec.limits.get("rank_per_module") or len({u.rank for u in low_rank}) < 2:
+    if spec.limits.get("rank_per_module") or not low_rank:
         return updates, []
-    rank = max(u.rank for u in low_rank)
+    rank = max(least, *(u.rank for u in low_rank))
+    if all(u.rank == rank for u in low_rank):
+        return updates, []
     short = tuple(u.target.name for u in low_rank if u.rank < rank)
     change = Change("padded", f"ranks padded with zeros to {rank}", short)
     return [pad_rank(u, rank) if isinstance(u, LowRank) else u for u in updates], [change]

@@ -32,7 +32,8 @@ def lora(place: Path, *edits: Edit, rank: int = 8, targets: Any = LINEARS, **con
     tensors = lora_tensors(BASE, rank, 16 / rank, targets, dtype=dtype)
     for edit in edits:
         tensors = edit(tensors)
-    fields = {"r": rank, "lora_alpha": 16, "target_modules": sorted(targets), **config}
+    fields = {"r": rank, "lora_alpha": 16, "target_modules": sorted(targets)}
+    fields |= {"base_model_name_or_path": "me/base", **config}
     return write_adapter(place, LORA_CONFIG | fields, tensors)
 
 
@@ -98,3 +99,29 @@ def without_field(place: Path, field: str) -> Path:
     config: Mapping[str, Any] = json.loads(file.read_text())
     file.write_text(json.dumps({name: v for name, v in config.items() if name != field}))
     return place
+
+
+# --- what may be added ---------------------------------------------------------------------------
+
+Q = "model__layers__0__self_attn__q_proj"
+EXPERT = "model__layers__0__mlp__experts"
+EMBEDDING = plus(
+    model__embed_tokens__lora_embedding_A=(8, 96), model__embed_tokens__lora_embedding_B=(64, 8)
+)
+HEAD = plus(lm_head__lora_A__weight=(8, 64), lm_head__lora_B__weight=(96, 8))
+MAGNITUDE = plus(**{f"{Q}__lora_magnitude_vector": (64,)})
+EXPERT_MAGNITUDE = plus(
+    model__layers__0__block_sparse_moe__experts__0__w1__lora_magnitude_vector=(64,)
+)
+COPY = plus(**{f"{Q}__base_layer__weight": (64, 64)})
+COPIED_HEAD = plus(lm_head__base_layer__weight=(96, 64))
+STACKED = plus(**{f"{EXPERT}__lora_A__weight": (16, 64), f"{EXPERT}__lora_B__weight": (64, 16)})
+CONV = plus(conv__lora_A__weight=(8, 3, 2, 2), conv__lora_B__weight=(5, 8, 1, 1))
+ROWS = plus(model__embed_tokens__token_adapter__trainable_tokens_delta=(2, 64))
+NORM = plus(model__norm__weight=(64,))
+SAVED = plus(model__embed_tokens__weight=(96, 64))
+BIAS = plus(**{f"{Q}__bias": (64,)})
+COPIED_BIAS = plus(**{f"{Q}__base_layer__bias": (64,)})
+SCORE = plus(score__weight=(2, 64), score__bias=(2,))
+POSITIONS = plus(wpe__lora_embedding_A=(8, 32), wpe__lora_embedding_B=(64, 8))
+CONV_1D = plus(conv__lora_A__weight=(8, 3, 2), conv__lora_B__weight=(5, 8, 1))
