@@ -31,8 +31,8 @@ def convert(
 
     `base` (a folder, its config alone, or a GGUF file) tells names and head counts where a format
     has its own. `server` names a profile: exact repairs are made for it, and its format is chosen
-    where `to` is None. What cannot be held is an error unless `lossy`; `given` are config fields that the
-    source does not tell. Raises `AdapterError`; then nothing is left at `out`.
+    where `to` is None. What cannot be held is an error unless `lossy`; `given` are config fields
+    that the source does not tell. Raises `AdapterError`; then nothing is left at `out`.
     """
     job = Conversion(
         Path(ref),

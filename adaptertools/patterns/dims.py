@@ -187,14 +187,18 @@ def _expression(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def evaluate(text: str, values: Mapping[str, Any]) -> int | None:
-    """Return a size such as `hidden_size/num_attention_heads`, or None where a term is missing or
-    a division leaves a rest.
+    """Return a size such as `hidden_size/num_attention_heads`, or None where a term is missing, a
+    division leaves a rest, or the flag it hangs on (`… if flag`, `… if not flag`) is not so.
 
     >>> evaluate("hidden_size/num_attention_heads", {"hidden_size": 64, "num_attention_heads": 8})
     8
     """
     total = 1
-    for operator, name in _expression(text):
+    size, condition, flag = text.partition(" if ")
+    wanted = not flag.startswith("not ")
+    if condition and values.get(flag.removeprefix("not ")) is not wanted:
+        return None
+    for operator, name in _expression(size):
         value = int(name) if name.isdigit() else values.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
             return None

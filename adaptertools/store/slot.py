@@ -13,8 +13,8 @@ from adaptertools.store.dtypes import nbytes
 class Slot:
     """One stored tensor: `size` bytes at `offset` of `file`; `strides` only when not contiguous.
 
-    A tensor whose bytes lie elsewhere (a legacy pickle, a compressed member) has `held`, a function that
-    returns them, and no range.
+    A tensor whose bytes lie elsewhere (a legacy pickle, a compressed member) has `held`, a function
+    that returns them, and no range.
     """
 
     name: str

@@ -111,7 +111,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt_neox-bare": ("GPTNeoXConfig", "GPTNeoXModel", {**PLAIN, "attention_bias": False}),
     "gpt_neox-tied": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {**PLAIN, **TIED}),
     "gpt_neox-cls": ("GPTNeoXConfig", "GPTNeoXForSequenceClassification", PLAIN),
-    "falcon": ("FalconConfig", "FalconForCausalLM", {**FALCON, "num_kv_heads": 1}),
+    "falcon": ("FalconConfig", "FalconForCausalLM", FALCON),
     "falcon-grouped": ("FalconConfig", "FalconForCausalLM", {**GROUPED, **UNTIED}),
     "falcon-alibi": ("FalconConfig", "FalconForCausalLM", ALIBI),
     "falcon-cls": ("FalconConfig", "FalconForSequenceClassification", GROUPED),
