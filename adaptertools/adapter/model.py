@@ -98,8 +98,8 @@ class LowRank:
 class Scaling:
     """(IA)³: W ⊙ scale · vector along `axis`; along "out" the bias is scaled too.
 
-    Shape: vector [n]. `enabled` names the parts of a fused weight that the vector is for, "" for one
-    that it leaves alone; empty where it is for all.
+    Shape: vector [n]. `enabled` names the parts of a fused weight that the vector is for, "" for
+    one that it leaves alone; empty where it is for all.
     """
 
     kind: ClassVar[str] = "scaling"

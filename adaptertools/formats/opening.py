@@ -17,6 +17,7 @@ from adaptertools.formats.extras import extras
 from adaptertools.formats.model import UNKNOWN, Model, parse_config, read_config, translated
 from adaptertools.formats.parse import Parser
 from adaptertools.formats.registry import all_formats, plugged_in
+from adaptertools.formats.repairs import repaired
 from adaptertools.formats.spec import FormatSpec
 from adaptertools.store.container import Content, read_content
 from adaptertools.store.read import TORCH_SUFFIXES
@@ -75,7 +76,7 @@ def _open(
     if spec.scheme == "hf" and not any(
         getattr(u, "parts", None) or getattr(u, "enabled", ()) for u in adapter.updates
     ):
-        return adapter
+        return repaired(adapter, model, given)
     return _named(adapter, spec, config, model)
 
 
