@@ -220,6 +220,7 @@ def _task_type(facts: Facts) -> str | None:
 _FACTS: dict[str, Callable[[Facts], Any]] = {
     "null": lambda f: None,
     "base_model": lambda f: _known(f.source.base_model),
+    "base_place": lambda f: f.source.base_model or "checkpoints/base",
     "base_revision": lambda f: f.source.base_revision,
     "base_count": lambda f: OMIT if f.source.base_model is None else 1,
     "task_type": _task_type,
