@@ -85,7 +85,8 @@ def _gguf(
     from adaptertools.store.gguf_write import encode_kv, write_gguf
 
     pairs = [encode_kv(key, value, _kind(value)) for key, value in plan.values.items()]
-    write_gguf(path, pairs, [_blocked(t) for t in tensors] if dtype == "Q8_0" else tensors)
+    rows = [_blocked(t) for t in tensors] if dtype == "Q8_0" else tensors
+    write_gguf(path, pairs, rows, jobs=jobs)
 
 
 def _kind(value: object) -> str:

@@ -7,13 +7,13 @@ the same order the bytes are those of gguf-py. Codes: see `store/gguf.py`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertools.errors import SourceError
-from adaptertools.store.create import create
 from adaptertools.store.dtypes import GGML_NUMBERS, GGML_TYPES, dtype_of, nbytes
 from adaptertools.store.gguf import (
     ALIGNMENT,
@@ -26,6 +26,7 @@ from adaptertools.store.gguf import (
 )
 from adaptertools.store.gguf_head import ARRAY, KINDS, MAX_KEY, U32, U64, Scalar
 from adaptertools.store.stored import Stored
+from adaptertools.store.write import Piece, row_major, write_pieces
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 VERSION = 3
 _NUMBERS = {kind: (number, code) for number, (kind, code) in KINDS.items()}
 _CLASSES = {"string": (str,), "bool": (bool,), "float32": (float, int), "float64": (float, int)}
-_STEP = 1 << 22
 
 
 def encode_kv(key: str, value: Scalar | Sequence[Scalar], kind: str) -> tuple[str, bytes]:
@@ -130,21 +130,27 @@ def write_gguf(
     pairs: Sequence[tuple[str, bytes]],
     tensors: Sequence[Stored],
     alignment: int = DEFAULT_ALIGNMENT,
+    jobs: int = 1,
 ) -> None:
-    """Write a whole file, one tensor in memory at a time; what stood at `path` is overwritten.
+    """Write a whole file by `jobs` threads, one tensor in memory for each; `path` is overwritten.
 
-    The space is taken first. When a `load()` fails the file is left incomplete: write it under a
-    name that nothing reads yet. Raises what `render_header` does, AT149 for wrong values, OSError.
+    The space is taken first, and an unfinished file is removed. Raises what `render_header` does,
+    AT149 for wrong values, `OutputError` (AT505).
     """
     rows = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
-    head, _, total = render_header(pairs, rows, alignment)
-    create(path, head, total)
-    with path.open("r+b") as stream:
-        stream.seek(len(head))
-        for tensor in tensors:
-            for piece in _pieces(_loaded(tensor)):
-                stream.write(piece)
-            stream.write(bytes(-tensor.size % alignment))
+    head, starts, total = render_header(pairs, rows, alignment)
+    pieces = [Piece(0, lambda: [head])]
+    pieces += [Piece(starts[tensor.name], partial(_data, tensor)) for tensor in tensors]
+    write_pieces(path, total, [pieces], jobs)
+
+
+def _data(tensor: Stored) -> list[memoryview]:
+    import numpy as np
+
+    values = _loaded(tensor)
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    flat: Any = row_major(little).reshape(-1).view(np.uint8)
+    return [memoryview(flat)]
 
 
 def _loaded(tensor: Stored) -> NDArray[np.unsignedinteger[Any]]:
@@ -158,15 +164,3 @@ def _loaded(tensor: Stored) -> NDArray[np.unsignedinteger[Any]]:
         why = f"{values.dtype} {list(values.shape)} in place of the bits of {tensor.dtype}"
         raise SourceError("AT149", f"{why} {list(tensor.shape)}", key=tensor.name)
     return values
-
-
-def _pieces(values: NDArray[np.unsignedinteger[Any]]) -> Iterator[bytes]:
-    """Yield the little-endian row-major bytes, at most 4 MiB at once, whatever the strides."""
-    if values.nbytes <= _STEP:
-        yield values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-    elif len(values) == 1:
-        yield from _pieces(values[0])
-    else:
-        half = len(values) // 2
-        yield from _pieces(values[:half])
-        yield from _pieces(values[half:])

@@ -233,7 +233,7 @@ def test_any_strides_and_sizes_are_written(tmp_path: Path) -> None:
 
 
 def test_one_tensor_in_memory(tmp_path: Path) -> None:
-    """Writing many tensors takes the memory of one and a few pieces, also transposed."""
+    """Writing many tensors takes the memory of one, and of its row-major copy where it has none."""
     mib = 1 << 20
 
     def load() -> np.ndarray:
@@ -246,7 +246,7 @@ def test_one_tensor_in_memory(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert 32 * mib < peak < 45 * mib
+    assert 32 * mib < peak < 70 * mib
 
 
 INTS = {"uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64}
