@@ -1,4 +1,4 @@
-"""A base checkpoint: a Hugging Face directory or one weight file, known by its headers."""
+"""A base checkpoint: a directory or one weight file, in any layout, known by its headers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from adaptertools.adapter.families import Family, detect_family
+from adaptertools.base.layouts import (
+    HF,
+    Layout,
+    Shard,
+    is_model_folder,
+    layout_of,
+    open_layout,
+    slots_of,
+)
 from adaptertools.errors import SourceError
+from adaptertools.formats.model import Model
 from adaptertools.formats.opening import read_config
-from adaptertools.store.header import Header, read_header
+from adaptertools.store.header import read_header
 from adaptertools.store.read import TORCH_SUFFIXES, read_slots
 from adaptertools.store.slot import Slot
 
@@ -18,21 +28,12 @@ SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """One weight file: its tensors, and its header where it is safetensors."""
-
-    file: Path
-    slots: Mapping[str, Slot]
-    header: Header | None
-
-    @property
-    def size(self) -> int:
-        return self.file.stat().st_size
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A base: `root` is the directory, or the file itself (`is_file`)."""
+    """A base: `root` is what was given; `is_file` when it is one file, and so is the output.
+
+    `config` has the fields of a Hugging Face config.json, whatever the layout. In a sliced layout
+    `ranks` are what the names of each file's tensors begin with.
+    """
 
     root: Path
     is_file: bool
@@ -40,6 +41,17 @@ class Checkpoint:
     slots: Mapping[str, Slot]
     config: Mapping[str, Any] = field(default_factory=dict)
     family: Family | None = None
+    layout: Layout = HF
+    ranks: tuple[str, ...] = ("",)
+
+    @property
+    def ending(self) -> str:
+        """What the name of an output that is one file must end in."""
+        return self.root.suffix if self.layout.kept else ".safetensors"
+
+    @property
+    def model(self) -> Model:
+        return Model(self.config, self.family)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -49,6 +61,9 @@ class Checkpoint:
 def open_base(path: str | Path) -> Checkpoint:
     """Open a base checkpoint from headers alone; raises `SourceError`."""
     root = Path(path)
+    speaks = root.is_file() or (root.is_dir() and not is_hf(root) and is_model_folder(root))
+    if speaks and (layout := layout_of(root)) is not None:
+        return _in_layout(root, layout)
     if root.is_file():
         return _checkpoint(root, (root,), {}, None, is_file=True)
     if not root.is_dir():
@@ -69,6 +84,23 @@ def open_base(path: str | Path) -> Checkpoint:
     else:
         hint = f"name the file itself: {loose[0]}" if loose else ""
     raise SourceError("AT130", f"holds no {' or '.join(SINGLE)}", file=root, hint=hint)
+
+
+def is_hf(folder: Path) -> bool:
+    """Say whether a folder holds weights under Hugging Face's names."""
+    return any((folder / f"{n}{end}").is_file() for n in SINGLE for end in ("", ".index.json"))
+
+
+def _in_layout(given: Path, layout: Layout) -> Checkpoint:
+    found = open_layout(given, layout)
+    slots = {name: slot for _, name, slot in slots_of(found.shards)}
+    if not slots:
+        raise SourceError("AT130", "holds no tensors", file=given)
+    is_file = found.root.is_file() and len(found.shards) == 1
+    model = found.model
+    return Checkpoint(
+        found.root, is_file, found.shards, slots, model.config, model.family, layout, found.ranks
+    )
 
 
 def _weight_map(path: Path) -> dict[str, str]:

@@ -25,10 +25,10 @@ def companions(
 ) -> tuple[tuple[Companion, ...], tuple[str, ...]]:
     """Return the files to write beside the weights, and the names of those left out.
 
-    An adapter's tokenizer and chat template win over the base's. `changes` are config fields
-    (dotted) to set; where there are none, `config.json` keeps its bytes.
+    An adapter's tokenizer and chat template win over a Hugging Face base's. `changes` are config
+    fields (dotted) to set; where there are none, `config.json` keeps its bytes.
     """
-    if base.is_file:
+    if base.root.is_file():
         return (), ()
     table = schemas.table("companions")
     never = [*table["never"], *([] if with_code else table["code"])]
@@ -41,7 +41,7 @@ def companions(
             left_out.append(name)
         else:
             taken[name] = Companion(name, source=path)
-    for adapter in adapters:
+    for adapter in () if base.layout.kept else adapters:
         folder = Path(adapter.files[0]).parent
         for pattern in table["from_adapter"]:
             for path in sorted(folder.glob(pattern)):
@@ -64,7 +64,7 @@ def changed_config(base: Checkpoint, changes: Mapping[str, Any]) -> bytes:
 
 def dtype_changes(base: Checkpoint, dtype: str, torch_name: str) -> dict[str, Any]:
     """Return the config fields that state the weights' dtype, when the merge changes it."""
-    if dtype == "auto" or not base.config:
+    if dtype == "auto" or not base.config or base.layout.kept:
         return {}
     fields = [field for field in ("dtype", "torch_dtype") if field in base.config]
     return dict.fromkeys(fields or ["torch_dtype"], torch_name)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import zlib
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from adaptertools.algebra.blocks import block_rows, blocks
 from adaptertools.base.plan import TensorPlan
 from adaptertools.base.work import ComputeTask, CopyTask, Tally
 from adaptertools.errors import SourceError
-from adaptertools.store.dtypes import nbytes, torch_dtype
+from adaptertools.store.dtypes import nbytes
 
 if TYPE_CHECKING:
     import torch
@@ -120,8 +122,7 @@ class Workshop:
     def _write(self, task: ComputeTask, program: Program) -> Tally:
         import torch
 
-        from adaptertools.algebra.rounding import round_to
-        from adaptertools.base.compute import BlockReader, check_finite
+        from adaptertools.base.compute import BlockReader, Encoder, check_finite
 
         tensor, columns = task.tensor, task.tensor.matrix[1]
         rows = min(block_rows(columns), task.stop - task.start)
@@ -129,27 +130,28 @@ class Workshop:
             return Tally()
         row_bytes = nbytes(tensor.dtype, columns)
         scratch = torch.empty((rows, columns), dtype=program.compute)
-        raw = memoryview(bytearray(rows * row_bytes))
-        rounded = torch.frombuffer(raw, dtype=torch_dtype(tensor.dtype)).reshape(rows, columns)
+        encoder, crc, size = Encoder(tensor.dtype, rows, columns), 0, 0
         tally = Tally(delta_norm=program.delta_norm if task.start == 0 else None)
         target = os.open(self.folder / task.output, os.O_WRONLY)
         try:
             with BlockReader(tensor) as reader:
                 for number, (start, stop) in enumerate(blocks(task.start, task.stop, columns)):
                     stored, count = reader.read(start, stop), stop - start
-                    block, out = scratch, rounded
-                    if count < rows:
-                        block, out = scratch[:count], rounded[:count]
+                    block = scratch if count == rows else scratch[:count]
                     program.apply(block, stored, start)
                     check_finite(tensor, block)
-                    round_to(out, block)
+                    raw = encoder.encode(block)
                     with self.turns[task.output]:
-                        write_all(target, raw[: count * row_bytes], task.offset + start * row_bytes)
+                        write_all(target, raw, task.offset + start * row_bytes)
+                    if task.sealed:
+                        crc, size = zlib.crc32(raw, crc), size + len(raw)
                     if number % SAMPLE_EVERY == 0 or not tally.changed:
-                        tally += _observe(tensor, stored, block, out, tally.changed)
+                        tally += _observe(
+                            tensor, stored, block, encoder.values(count), tally.changed
+                        )
         finally:
             os.close(target)
-        return tally
+        return replace(tally, crc=crc, bytes=size)
 
 
 def _observe(
@@ -162,9 +164,11 @@ def _observe(
     """Tally one block: its first row is the sample; whether anything changed is exact."""
     import torch
 
+    from adaptertools.base.compute import as_stored
+
     if not tensor.steps:
         return Tally()
-    plain = stored if stored.dtype == out.dtype else stored.to(out.dtype)
+    plain = as_stored(stored, tensor.dtype)
     if not out.dtype.is_floating_point:
         return Tally(changed=changed or not torch.equal(plain, out))
     before = stored[0].float()

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from adaptertools.errors import MergeError
+
+WRONG_BASE = "is this the base the adapter was trained on?"
+
+
+def nowhere(root: Path, target: str, why: str) -> MergeError:
+    """Return the error (AT401) for a target that a base of another naming scheme does not hold."""
+    return MergeError(
+        "AT401", f"the base has no such tensor: {why}", file=root, key=target, hint=WRONG_BASE
+    )
 
 
 def conflict(name: str, what: str, who: str = "two adapters") -> MergeError:
@@ -21,5 +32,5 @@ def shape_error(name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> M
         "AT403",
         f"the base tensor is {list(base)}, the adapter's is {list(adapter)}",
         key=name,
-        hint="is this the base the adapter was trained on?",
+        hint=WRONG_BASE,
     )

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from adaptertools.algebra.blocks import blocks
-from adaptertools.algebra.rounding import round_to
-from adaptertools.base.compute import BlockReader, Program, load_program
+from adaptertools.base.compute import QUANTISERS, BlockReader, Program, as_stored, load_program
 from adaptertools.base.plan import TensorPlan
 from adaptertools.base.verify import Verdict
-from adaptertools.store.dtypes import DTYPES, torch_dtype
-from adaptertools.store.read import read_tensor
+from adaptertools.store.dtypes import dtype_of
+from adaptertools.store.read import read_tensor, same_bytes
 from adaptertools.store.slot import Slot
 
 ENOUGH = 0.999
@@ -41,11 +40,15 @@ def judge_one(tensor: TensorPlan, made: Slot | None, compute_word: str) -> Verdi
     if made.shape != tensor.shape:
         detail = f"shape {list(made.shape)}, the merge gives {list(tensor.shape)}"
         return Verdict(tensor.name, "changed", detail=detail)
-    floating = DTYPES[made.dtype].floating
-    if floating != DTYPES[tensor.dtype].floating:
-        return Verdict(tensor.name, "changed", detail=f"stored as {made.dtype}")
     if not tensor.steps:
         return judge_untouched(tensor, made)
+    kind = dtype_of(made.dtype)
+    floating = kind.floating or made.dtype in QUANTISERS
+    if kind.block and not floating:
+        detail = f"stored as {made.dtype}, of which nothing can be told"
+        return Verdict(tensor.name, "changed", detail=detail)
+    if floating != bool(dtype_of(tensor.dtype).floating or dtype_of(tensor.dtype).block):
+        return Verdict(tensor.name, "changed", detail=f"stored as {made.dtype}")
     if not floating:
         return judge_integers(tensor, made)
     return judge(replace(tensor, dtype=made.dtype), made, compute_word)
@@ -99,26 +102,22 @@ def _compare(program: Program, made: Slot) -> Tallies:
     tensor, seen = program.tensor, Tallies()
     rows, columns = tensor.matrix
     target = replace(tensor, source=made, steps=())
-    dtype = torch_dtype(tensor.dtype)
     with BlockReader(tensor) as reader, BlockReader(target) as reader_made:
         for start, stop in blocks(0, rows, columns):
             found = reader_made.read(start, stop)
             stored = reader.read(start, stop)
             block = torch.empty(stored.shape, dtype=program.compute)
             program.apply(block, stored, start)
-            _count(seen, block, stored.to(block.dtype), found, dtype)
+            _count(seen, block, stored.to(block.dtype), found, tensor.dtype)
     return seen
 
 
 def _count(
-    seen: Tallies, block: torch.Tensor, base: torch.Tensor, found: torch.Tensor, dtype: torch.dtype
+    seen: Tallies, block: torch.Tensor, base: torch.Tensor, found: torch.Tensor, dtype: str
 ) -> None:
-    exact, twice, plain = (torch.empty_like(block, dtype=dtype) for _ in range(3))
     delta = block - base
-    round_to(exact, block)
-    round_to(plain, base)
-    round_to(twice, delta)
-    round_to(twice, base + twice.to(base.dtype))
+    exact, plain, rounded = (as_stored(values, dtype) for values in (block, base, delta))
+    twice = as_stored(base + rounded.to(base.dtype), dtype)
     seen.elements += found.numel()
     seen.exact += int((found == exact).sum())
     seen.twice += int((found == twice).sum())
@@ -157,8 +156,7 @@ def _share_at(program: Program, made: Slot, strength: float) -> float:
             block = torch.empty(stored.shape, dtype=program.compute)
             program.apply(block, stored, start)
             base = stored.to(block.dtype)
-            wanted = torch.empty_like(block, dtype=found.dtype)
-            round_to(wanted, base + strength * (block - base))
+            wanted = as_stored(base + strength * (block - base), tensor.dtype)
             step = torch.finfo(found.dtype).eps * wanted.double().abs()
             near += int(((found.double() - wanted.double()).abs() <= step).sum())
             total += found.numel()
@@ -175,6 +173,14 @@ def judge_integers(tensor: TensorPlan, made: Slot) -> Verdict:
 
 def judge_untouched(tensor: TensorPlan, made: Slot) -> Verdict:
     """Return the verdict on a tensor that no update touches: the base's values, or not."""
+    assert tensor.source is not None
+    quantised = [d for d in (made.dtype, tensor.source.dtype) if dtype_of(d).block]
+    if quantised and tensor.source.dtype == made.dtype:
+        same = same_bytes(tensor.source, made)
+        detail = "" if same else "no update touches it, yet it differs"
+        return Verdict(tensor.name, "untouched" if same else "changed", detail=detail)
+    if quantised:
+        return Verdict(tensor.name, "changed", detail=f"stored as {made.dtype}")
     planned = replace(tensor, dtype=made.dtype)
     rows, columns = tensor.matrix
     with BlockReader(planned) as reader, BlockReader(replace(planned, source=made)) as reader_made:

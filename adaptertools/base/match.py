@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adaptertools import schemas
-from adaptertools.adapter.model import Target
+from adaptertools.adapter.model import Target, Update
 from adaptertools.base.checkpoint import Checkpoint
 from adaptertools.errors import MergeError
 from adaptertools.patterns.template import compile_template
@@ -45,6 +45,14 @@ class Matcher:
         self.misses = 0
         counts = [n for name, n in base.sizes.items() if len(name) == 1]
         self.absurd = any(n > max(MOST, len(base.slots)) for n in counts)
+
+    def placed(self, update: Update) -> list[tuple[Update, Place]]:
+        """Return an update for each place where it lies; raises as `places`."""
+        return [(update, place) for place in self.places(update.target)]
+
+    def name_of(self, target: str) -> str | None:
+        """Return the base's name of a canonical tensor."""
+        return target
 
     def places(self, target: Target) -> tuple[Place, ...]:
         """Return where `target` is; raises `MergeError` (AT401 nowhere, AT402 several)."""

@@ -9,22 +9,22 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adaptertools.base import receipt
+from adaptertools.base.carry import Progress, carry_out
 from adaptertools.base.checkpoint import open_base
-from adaptertools.base.engine import Interrupts, run_threads
-from adaptertools.base.execute import Workshop
+from adaptertools.base.engine import Interrupts
 from adaptertools.base.identity import identify
 from adaptertools.base.journal import Journal, journal_folder
 from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs, make_options
 from adaptertools.base.plan import MergePlan
 from adaptertools.base.prepare import make_plan
 from adaptertools.base.result import MergeResult, peak_rss
-from adaptertools.base.work import ComputeTask, CopyTask, Tally, tasks
+from adaptertools.base.work import Tally
 from adaptertools.errors import (
     FindingsError,
     InterruptedMergeError,
@@ -34,11 +34,9 @@ from adaptertools.errors import (
 )
 from adaptertools.formats.opening import open_adapter
 from adaptertools.formats.values import value_findings
-from adaptertools.store.create import NO_ROOM, create
-from adaptertools.store.place import check_place, check_space, publish
+from adaptertools.store.create import NO_ROOM
+from adaptertools.store.place import check_place, publish
 from adaptertools.store.read import sha256
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
@@ -61,13 +59,19 @@ class Merge:
     def plan(self) -> MergePlan:
         """Open everything and plan; nothing is written."""
         accept = ("residual_base",) if self.options.residual_base else ()
+        base, specs = open_base(self.base), self.options.specs
         opened = [
-            (open_adapter(path, specs=self.options.specs, accept=accept), weight)
+            (open_adapter(path, specs=specs, accept=accept, model=base.model), weight)
             for path, weight in self.adapters
         ]
-        base = open_base(self.base)
-        inputs = [self.base, *(path for path, _ in self.adapters)]
-        check_place(self.out, inputs, is_file=base.is_file, overwrite=self.options.overwrite)
+        inputs = [self.base, base.root, *(path for path, _ in self.adapters)]
+        check_place(
+            self.out,
+            inputs,
+            is_file=base.is_file,
+            ending=base.ending,
+            overwrite=self.options.overwrite,
+        )
         plan = make_plan(base, opened, self.options, self.out.name)
         self.stamps = {path: _stamp(path) for path in _sources(plan)}
         return plan
@@ -115,7 +119,9 @@ class Merge:
         journal = self._open_journal(plan)
         try:
             resumed = journal.keep({file.name: file.size for file in plan.files})
-            tallies = self._execute(plan, journal, interrupts)
+            tallies = carry_out(
+                plan, journal, self.out, self.options.jobs, interrupts.check, self.progress
+            )
             if changed := [path for path, stamp in self.stamps.items() if _stamp(path) != stamp]:
                 raise SourceError("AT411", "changed while it was being merged", file=changed[0])
             self._check_changed(plan, tallies)
@@ -160,49 +166,6 @@ class Merge:
             ],
         }
 
-    def _execute(
-        self, plan: MergePlan, journal: Journal, interrupts: Interrupts
-    ) -> dict[str, Tally]:
-        todo = list(tasks(plan))
-        left = [task for task in todo if task.id not in journal.finished]
-        check_space(
-            self.out, plan.output_bytes, sum(t.size for t in todo) - sum(t.size for t in left)
-        )
-        for file in plan.files:
-            create(journal.files / file.name, file.header, file.size)
-        workshop = Workshop(journal.files, plan.compute_dtype)
-        for task in left:
-            if isinstance(task, ComputeTask):
-                workshop.expect(task)
-        total = sum(task.size for task in todo)
-        written = total - sum(task.size for task in left)
-        results: dict[str, Any] = dict(journal.finished)
-
-        def do(task: CopyTask | ComputeTask) -> Tally:
-            if isinstance(task, ComputeTask):
-                return workshop.run(task)
-            workshop.copy(task)
-            return Tally()
-
-        def done(task: CopyTask | ComputeTask, tally: Tally) -> None:
-            nonlocal written
-            results[task.id] = tally.to_json()
-            journal.record(task.id, results[task.id])
-            written += task.size
-
-        def tick() -> None:
-            interrupts.check()
-            self.progress(written, total)
-
-        run_threads(left, do, done, self.options.jobs, tick)
-        workshop.close()
-        tallies: dict[str, Tally] = {}
-        for task in todo:
-            if isinstance(task, ComputeTask):
-                name = task.tensor.name
-                tallies[name] = tallies.get(name, Tally()) + Tally(*results[task.id])
-        return tallies
-
     def _check_changed(self, plan: MergePlan, tallies: dict[str, Tally]) -> None:
         if not any(tallies[t.name].changed for t in plan.touched if t.name in tallies):
             raise MergeError(
@@ -227,19 +190,12 @@ class Merge:
         if plan.base.is_file:
             beside = journal.folder / receipt.NAME
             beside.write_bytes(data)
-            beside.replace(receipt_path(self.out))
+            beside.replace(receipt.receipt_path(self.out))
             publish(journal.files / plan.files[0].name, self.out)
         else:
             (journal.files / receipt.NAME).write_bytes(data)
             publish(journal.files, self.out)
         journal.discard()
-
-
-def receipt_path(out: Path) -> Path:
-    """Return where the receipt of `out` is: inside a folder, or beside a single file."""
-    if out.suffix == ".safetensors" and not out.is_dir():
-        return out.with_name(f"{out.stem}.{receipt.NAME}")
-    return out / receipt.NAME
 
 
 def _load_torch() -> None:
@@ -283,8 +239,9 @@ def merge(
 ) -> MergeResult | MergePlan:
     """Merge adapters into a base checkpoint; with `dry_run`, return the plan and write nothing.
 
-    `base` is a Hugging Face directory or a `.safetensors` file, `adapters` one path, or several
-    paths, `path=weight` strings or (path, weight) pairs, applied in order. Options: `dtype`,
+    `base` is a directory in Hugging Face's or Meta's layout, a `.safetensors` file, or a GGUF file
+    or folder; `adapters` are one path, or several paths, `path=weight` strings or (path, weight)
+    pairs, applied in order. Options: `dtype`,
     `compute_dtype`, `jobs`, `overwrite`, `shard_size`, `residual_base`, `hash`, `sync`,
     `with_code`, `specs`. Raises `AdapterError`; after any error nothing is left at `out` or
     beside it.

@@ -12,13 +12,14 @@ from adaptertools.errors import AdapterError
 from adaptertools.store.dtypes import WORDS, dtype_name
 from adaptertools.store.threads import available_cores
 
+QUANTISED = ("Q8_0",)
 AdapterRef = str | Path | tuple[str | Path, float]
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """How to merge; `dtype` is "auto" or a safetensors dtype name."""
+    """How to merge; `dtype` is "auto", a safetensors dtype name, or for GGUF bases Q8_0."""
 
     dtype: str = "auto"
     compute_dtype: str = "auto"
@@ -46,9 +47,7 @@ def make_options(
     specs: Sequence[str | Path] = (),
 ) -> MergeOptions:
     """Return checked options; raises `AdapterError` (AT500) naming what is allowed."""
-    stored = "auto" if dtype == "auto" else dtype_name(dtype)
-    if stored != "auto" and stored not in WORDS.values():
-        raise AdapterError("AT500", f"cannot store {dtype!r}", hint=f"use {', '.join(WORDS)}")
+    stored = _stored(dtype)
     if compute_dtype not in ("auto", "f32", "f64"):
         raise AdapterError(
             "AT500", f"cannot compute in {compute_dtype!r}", hint="use auto, f32 or f64"
@@ -67,6 +66,17 @@ def make_options(
         with_code,
         tuple(Path(spec) for spec in specs),
     )
+
+
+def _stored(dtype: str) -> str:
+    """Return the dtype's own name: one that the CLI has a word for, or a type of GGUF."""
+    if dtype == "auto" or dtype.upper() in QUANTISED:
+        return dtype if dtype == "auto" else dtype.upper()
+    stored = dtype_name(dtype)
+    if stored not in WORDS.values():
+        told = ", ".join([*WORDS, *QUANTISED]).lower()
+        raise AdapterError("AT500", f"cannot store {dtype!r}", hint=f"use {told}")
+    return stored
 
 
 def parse_size(text: int | str | None) -> int | None:

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adaptertools.base.checkpoint import Checkpoint, Shard
+from adaptertools.base.checkpoint import Checkpoint
+from adaptertools.base.kept import lay_out_kept
+from adaptertools.base.layouts import Shard
 from adaptertools.base.plan import Companion, OutputFile, TensorPlan
-from adaptertools.store.header import render_header
+from adaptertools.store.header import Header, render_header
 
 INDEX = "model.safetensors.index.json"
 
@@ -21,6 +23,8 @@ def lay_out(
     file_name: str | None,
 ) -> tuple[OutputFile, ...]:
     """Return the weight files to write; a shard of unchanged shapes keeps its header."""
+    if base.layout.kept:
+        return lay_out_kept(base, tensors, added, file_name)
     if shard_size is not None and not base.is_file:
         return _resharded(base, tensors, added, shard_size)
     names = _names(base, file_name)
@@ -53,7 +57,7 @@ def _names(base: Checkpoint, file_name: str | None) -> list[str]:
 
 
 def _output(name: str, tensors: Sequence[TensorPlan], shard: Shard | None) -> OutputFile:
-    header = shard.header if shard else None
+    header = shard.header if shard and isinstance(shard.header, Header) else None
     if header is not None and _same_header(tensors, header.slots):
         offsets = {slot.name: slot.offset for slot in header.slots.values()}
         return OutputFile(name, header.raw, tuple(tensors), offsets, header.file_size)
@@ -94,7 +98,8 @@ def _resharded(
 
 def index_file(base: Checkpoint, files: Sequence[OutputFile]) -> Companion | None:
     """Return the shard index of the output; the base's own bytes where nothing in it changes."""
-    if base.is_file or (len(files) == 1 and files[0].name == "model.safetensors"):
+    single = len(files) == 1 and files[0].name == "model.safetensors"
+    if base.is_file or base.layout.kept or single:
         return None
     weight_map = {t.name: file.name for file in files for t in file.tensors}
     total = sum(t.size for file in files for t in file.tensors)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from adaptertools.adapter.model import Adapter, factors
 from adaptertools.algebra.blocks import block_rows
@@ -57,15 +57,41 @@ class TensorPlan:
         return text
 
 
+class Span(NamedTuple):
+    """Bytes of a base file, and where they go in the output."""
+
+    source: Path
+    start: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """An archive's member whose checksum, written at `sums`, is that of `pieces` one by one.
+
+    A piece is a tensor's name, or bytes that stay as they are in the base.
+    """
+
+    pieces: tuple[str | Span, ...]
+    sums: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One weight file to write: its header, and where each tensor's data begins."""
+    """One weight file to write: its header, and where each tensor's data begins.
+
+    Where `kept` is given, these bytes are copied, and of the tensors only those that are computed
+    are written. `seals` are checksums to be written at the end.
+    """
 
     name: str
     header: bytes
     tensors: tuple[TensorPlan, ...]
     offsets: Mapping[str, int]
     size: int
+    kept: tuple[Span, ...] | None = None
+    seals: tuple[Sealed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

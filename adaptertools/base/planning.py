@@ -13,10 +13,11 @@ from adaptertools.base import heads, tied
 from adaptertools.base.checkpoint import Checkpoint
 from adaptertools.base.faults import conflict, shape_error
 from adaptertools.base.layout import choose_layout, groups_of
+from adaptertools.base.localise import Localiser
 from adaptertools.base.match import Matcher, Place
 from adaptertools.base.plan import TensorPlan
-from adaptertools.errors import Finding, MergeError, Severity, Where
-from adaptertools.store.dtypes import DTYPES
+from adaptertools.errors import Finding, FormatError, MergeError, Severity, Where
+from adaptertools.store.dtypes import dtype_of
 from adaptertools.store.read import same_bytes
 
 
@@ -27,13 +28,13 @@ class Planner:
         self, base: Checkpoint, adapters: Sequence[tuple[Adapter, float]], dtype: str = "auto"
     ) -> None:
         self.base, self.adapters = base, adapters
-        self.matcher = Matcher(base)
+        self.matcher = Localiser(base) if base.layout.kept else Matcher(base)
         self.findings: list[Finding] = []
         self.config_changes: dict[str, Any] = {}
         self.targets = 0
         self.tensors = {name: self._untouched(name, dtype) for name in base.slots}
         self.added: list[str] = []
-        self.pair = tied.find_tied(base)
+        self.pair = tied.find_tied(base, self.matcher.name_of)
         self.choice = self._tied_choice()
 
     def run(self) -> None:
@@ -44,7 +45,7 @@ class Planner:
             self.targets += 1
             try:
                 self._place(adapter, update, weight)
-            except MergeError as error:
+            except (MergeError, FormatError) as error:
                 self._fault(error, adapter)
         self.findings += heads.check_vocabulary(self.base, self.tensors)
         if not any(t.steps for t in self.tensors.values()) and not self.errors:
@@ -56,7 +57,7 @@ class Planner:
 
     def _untouched(self, name: str, dtype: str) -> TensorPlan:
         slot = self.base.slots[name]
-        stored = slot.dtype if dtype == "auto" or not DTYPES[slot.dtype].floating else dtype
+        stored = slot.dtype if dtype == "auto" or not dtype_of(slot.dtype).floating else dtype
         return TensorPlan(name, stored, slot.shape, slot, matrix=matrix_shape("", slot.shape))
 
     def _tied_choice(self) -> tied.TiedChoice:
@@ -65,11 +66,11 @@ class Planner:
         lands_on: dict[int, str] = {}
         for adapter, _ in self.adapters:
             for update in adapter.updates:
-                if self._is_head(update):
+                if self.pair.is_head(update):
                     lands_on[id(update)] = self.pair.head
                 elif self._lands_on_embedding(update):
                     lands_on[id(update)] = self.pair.embedding
-        if lands_on and not self._head_equals_embedding(self.pair):
+        if lands_on and not self.pair.agrees(self.base):
             self.pair = None
             return tied.TiedChoice(untie=False)
         choice = tied.choose(self.pair, [a for a, _ in self.adapters], lands_on)
@@ -80,34 +81,30 @@ class Planner:
             self._find("AT321", "info", title, key=self.pair.embedding)
         return choice
 
-    def _head_equals_embedding(self, pair: tied.TiedPair) -> bool:
-        """Compare a stored head with the embedding: one that differs is loaded untied."""
-        head = self.base.slots.get(pair.head)
-        return head is None or same_bytes(head, self.base.slots[pair.embedding])
-
     def _lands_on_embedding(self, update: Update) -> bool:
         assert self.pair is not None
         try:
-            return self.matcher.places(update.target)[0].tensor == self.pair.embedding
-        except MergeError:
+            return self.matcher.placed(update)[0][1].tensor == self.pair.embedding
+        except (MergeError, FormatError):
             return False
 
     def _untie(self, pair: tied.TiedPair) -> None:
+        if not pair.separable:
+            title = "it is the output head too, and this base has no place for a head of its own"
+            hint = "merge into the base in the Hugging Face layout, then convert it"
+            self._find("AT418", "error", title, key=pair.embedding, hint=hint)
+            return
         if pair.head not in self.tensors:
             self.tensors[pair.head] = replace(self.tensors[pair.embedding], name=pair.head)
             self.added.append(pair.head)
         self._set_config("tie_word_embeddings", False)
-        self._find(
-            "AT320",
-            "warning",
-            f"the adapter changes one side of the tied {pair.embedding}: {pair.head} is written "
-            "separately and tie_word_embeddings becomes false",
-            key=pair.head,
-        )
+        told = "" if self.base.layout.kept else " and tie_word_embeddings becomes false"
+        title = f"the adapter changes one side of the tied {pair.embedding}: {pair.head} is written"
+        self._find("AT320", "warning", f"{title} separately{told}", key=pair.head)
 
     def _set_config(self, field: str, value: Any, where: Any = None) -> None:
         """Change a config field, nested ones too; with `where`, only where it has that value."""
-        for holder in ("", "text_config."):
+        for holder in () if self.base.layout.kept else ("", "text_config."):
             config: Any = self.base.config.get("text_config") if holder else self.base.config
             if not isinstance(config, dict) or (holder and field not in config):
                 continue
@@ -117,45 +114,37 @@ class Planner:
     def _place(self, adapter: Adapter, update: Update, weight: float) -> None:
         pair = self.pair
         stored = pair is not None and pair.head in self.tensors
-        if pair is not None and self._is_head(update):
+        if pair is not None and pair.is_head(update):
             if stored or not self.choice.same:
                 self._place_at(update, weight, Place(pair.head if stored else pair.embedding))
             return
-        for place in self._places(adapter, update):
-            self._place_at(update, weight, place)
+        for local, place in self._placed(adapter, update):
+            self._place_at(local, weight, place)
             shared = pair is not None and place.tensor == pair.embedding and stored
-            if shared and tied.is_shared(update, adapter) and not self._replaces_head(adapter):
-                self._place_at(update, weight, Place(pair.head if pair else ""))
+            if pair is None or not shared or pair.head_replaced_by(adapter):
+                continue
+            if tied.is_shared(update, adapter):
+                self._place_at(update, weight, Place(pair.head))
 
-    def _is_head(self, update: Update) -> bool:
-        assert self.pair is not None
-        return f".{update.target.name}".endswith(f".{self.pair.head}")
-
-    def _replaces_head(self, adapter: Adapter) -> bool:
-        assert self.pair is not None
-        return any(
-            isinstance(u, Replace) and u.target.name.endswith(self.pair.head)
-            for u in adapter.updates
-        )
-
-    def _places(self, adapter: Adapter, update: Update) -> tuple[Place, ...]:
+    def _placed(self, adapter: Adapter, update: Update) -> list[tuple[Update, Place]]:
         try:
-            return self.matcher.places(update.target)
+            return self.matcher.placed(update)
         except MergeError:
             if isinstance(update, Replace) and self._may_add(adapter, update):
-                return (Place(update.target.name),)
+                return [(update, Place(update.target.name))]
             raise
 
     def _may_add(self, adapter: Adapter, update: Replace) -> bool:
         """Say whether a full value absent from the base is a task head that it may gain."""
         name = update.target.name
-        if name in self.tensors:
-            return True
+        if self.base.layout.kept or name in self.tensors:
+            return not self.base.layout.kept
         saved = [s for s in adapter.config.get("modules_to_save") or () if isinstance(s, str)]
         known = [*saved, *schemas.table("names")["task_heads"]]
         if not any(f".{update.target.module}.".find(f".{head}.") >= 0 for head in known):
             return False
-        dtype = self._main_dtype() if DTYPES[update.value.dtype].floating else update.value.dtype
+        dtype = update.value.dtype
+        dtype = self._main_dtype() if dtype_of(dtype).floating else dtype
         shape = update.value.shape
         self.tensors[name] = TensorPlan(name, dtype, shape, None, matrix=matrix_shape("", shape))
         self.added.append(name)
@@ -165,7 +154,7 @@ class Planner:
     def _main_dtype(self) -> str:
         totals: dict[str, int] = {}
         for tensor in self.tensors.values():
-            if DTYPES[tensor.dtype].floating:
+            if dtype_of(tensor.dtype).floating:
                 totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.matrix[0]
         return max(totals, key=lambda name: totals[name], default="F32")
 
@@ -272,14 +261,15 @@ class Planner:
             raise MergeError(
                 "AT403", f"two updates see it as {' and '.join(sorted(layouts))}", key=name
             )
-        if not DTYPES[tensor.dtype].floating and not isinstance(step.update, Replace):
+        kind = dtype_of(tensor.dtype)
+        if not (kind.floating or kind.block) and not isinstance(step.update, Replace):
             raise MergeError(
                 "AT403", f"holds {tensor.dtype}, which cannot be scaled or added to", key=name
             )
         matrix = matrix_shape(next(iter(layouts), ""), tensor.shape)
         self.tensors[name] = replace(tensor, steps=(*tensor.steps, step), matrix=matrix)
 
-    def _fault(self, error: MergeError, adapter: Adapter) -> None:
+    def _fault(self, error: MergeError | FormatError, adapter: Adapter) -> None:
         key = error.where.key
         self._find(
             error.code, "error", error.message, key=key, file=adapter.files[0], hint=error.hint

@@ -1,4 +1,4 @@
-"""Quantised bases, recognised by config or by their tensors, and refused by name."""
+"""Quantised bases: refused by name; of a GGUF base only the tensors that would have to change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from adaptertools.store.dtypes import DTYPES
 
 
 def refuse_quantised(base: Checkpoint) -> None:
-    """Raise `MergeError` (AT405) when the base holds quantised weights."""
+    """Raise `MergeError` (AT405) when the base holds quantised weights.
+
+    A layout that is kept may hold some: there it matters which ones change (`retyped`).
+    """
+    if base.layout.kept:
+        return
     table = schemas.table("quantised")
     config = base.config.get("quantization_config") or base.config.get("compression_config")
     named = config.get("quant_method") if isinstance(config, dict) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from adaptertools.algebra.precision import compute_dtype
@@ -12,6 +13,14 @@ from adaptertools.base.plan import MergePlan, TensorPlan
 from adaptertools.base.work import Tally
 
 NAME = "adaptertools.json"
+FILES = (".safetensors", ".gguf")
+
+
+def receipt_path(out: Path) -> Path:
+    """Return where the receipt of `out` is: inside a folder, or beside a single file."""
+    if out.suffix in FILES and not out.is_dir():
+        return out.with_name(f"{out.stem}.{NAME}")
+    return out / NAME
 
 
 def tensor_summary(tensor: TensorPlan, tally: Tally, compute: str) -> dict[str, Any]:

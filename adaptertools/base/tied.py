@@ -6,26 +6,51 @@ so in `config.json`; otherwise loading ties them again and the change leaks into
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from adaptertools import schemas
 from adaptertools.adapter.model import Adapter, Factor, LowRank, Replace, Rows, Update
 from adaptertools.base.checkpoint import Checkpoint
 from adaptertools.base.heads import head_name
-from adaptertools.store.read import read_bytes, read_tensor
+from adaptertools.store.read import read_bytes, read_tensor, same_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class TiedPair:
-    """The names of the shared tensor: the embedding's, and the head's (stored or not)."""
+    """The names of the shared tensor: the embedding's, and the head's (stored or not).
+
+    `target` is the head's canonical name; a pair that is not `separable` has no place for a head.
+    """
 
     embedding: str
     head: str
+    target: str
+    separable: bool = True
+
+    def is_head(self, update: Update) -> bool:
+        """Say whether an update is one of the head."""
+        return f".{update.target.name}".endswith(f".{self.target}")
+
+    def head_replaced_by(self, adapter: Adapter) -> bool:
+        """Say whether an adapter brings a full value of the head."""
+        updates = (u for u in adapter.updates if isinstance(u, Replace))
+        return any(u.target.name.endswith(self.target) for u in updates)
+
+    def agrees(self, base: Checkpoint) -> bool:
+        """Compare a stored head with the embedding: one that differs is loaded untied."""
+        head = base.slots.get(self.head)
+        return head is None or same_bytes(head, base.slots[self.embedding])
 
 
-def find_tied(base: Checkpoint) -> TiedPair | None:
-    """Return the tied pair of a base, or None where nothing is tied."""
+def find_tied(base: Checkpoint, name_of: Callable[[str], str | None]) -> TiedPair | None:
+    """Return the tied pair of a base, or None where nothing is tied.
+
+    `name_of` gives the base's name of a canonical tensor; a base in a layout of its own is tied
+    where it holds no head.
+    """
+    if base.layout.kept:
+        return _without_head(base, name_of)
     names = schemas.table("names")
     family = base.family
     head = head_name(base)
@@ -38,7 +63,18 @@ def find_tied(base: Checkpoint) -> TiedPair | None:
     ]
     if len(found) != 1 or not _says_tied(base, head) or not _has_head(base):
         return None
-    return TiedPair(found[0], head)
+    return TiedPair(found[0], head, head)
+
+
+def _without_head(base: Checkpoint, name_of: Callable[[str], str | None]) -> TiedPair | None:
+    family = base.family
+    if family is None or family.tied_to is None or family.tied_head is None:
+        return None
+    embedding, head = name_of(family.tied_to), name_of(family.tied_head)
+    if embedding not in base.slots or head in base.slots or embedding is None:
+        return None
+    single = len(base.shards) == 1 and not base.layout.sliced
+    return TiedPair(embedding, head or "", family.tied_head, single and head is not None)
 
 
 def _says_tied(base: Checkpoint, head: str) -> bool:

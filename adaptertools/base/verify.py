@@ -11,10 +11,10 @@ from adaptertools import schemas
 from adaptertools.base.checkpoint import Checkpoint, open_base
 from adaptertools.base.engine import Interrupts, run_threads
 from adaptertools.base.identity import identify
-from adaptertools.base.merge import receipt_path
 from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs
 from adaptertools.base.plan import MergePlan
 from adaptertools.base.prepare import make_plan
+from adaptertools.base.receipt import receipt_path
 from adaptertools.errors import Finding, SourceError, Where
 from adaptertools.formats.opening import open_adapter, read_config
 from adaptertools.store.read import sha256
@@ -110,11 +110,12 @@ def verify(
             "AT600", "needs both --base and --adapter, or neither", file=place, hint="give both"
         )
     accept = ("residual_base",) if options.residual_base or not by_receipt else ()
-    opened = [
-        (open_adapter(p, specs=options.specs, accept=accept), w) for p, w in as_pairs(adapters)
-    ]
     source = open_base(Path(base or ""))
-    plan = make_plan(source, opened, options, place.name)
+    opened = [
+        (open_adapter(p, specs=options.specs, accept=accept, model=source.model), w)
+        for p, w in as_pairs(adapters)
+    ]
+    plan = make_plan(source, opened, options, place.name, made.slots)
     if by_receipt:
         findings += _check_inputs(plan, receipt, receipt_file)
     targets, others = _judge_all(plan, made, jobs or available_cores())

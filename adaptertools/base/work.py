@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptertools.algebra.blocks import chunks
-from adaptertools.base.plan import MergePlan, OutputFile, TensorPlan
+from adaptertools.base.plan import MergePlan, OutputFile, Span, TensorPlan
+from adaptertools.store.archive import combine
 from adaptertools.store.dtypes import nbytes
 
 COPY_BYTES = 64 << 20
@@ -36,13 +37,15 @@ class ComputeTask:
     start: int
     stop: int
     size: int
+    sealed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
     """What one compute task saw: whether anything changed, sums over the sampled rows, and ‖ΔW‖.
 
-    `delta_norm` is exact, from the factors, and is there when every step is low-rank.
+    `delta_norm` is exact, from the factors, and is there when every step is low-rank. `crc` is the
+    CRC-32 of the `bytes` written, where the file has a checksum of them.
     """
 
     sampled: int = 0
@@ -51,6 +54,8 @@ class Tally:
     delta_square: float = 0.0
     changed: bool = False
     delta_norm: float | None = None
+    crc: int = 0
+    bytes: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -60,6 +65,8 @@ class Tally:
             self.delta_square + other.delta_square,
             self.changed or other.changed,
             other.delta_norm if self.delta_norm is None else self.delta_norm,
+            combine(self.crc, other.crc, other.bytes) if other.bytes else self.crc,
+            self.bytes + other.bytes,
         )
 
     def to_json(self) -> list[Any]:
@@ -70,6 +77,8 @@ class Tally:
             self.delta_square,
             self.changed,
             self.delta_norm,
+            self.crc,
+            self.bytes,
         ]
 
 
@@ -79,30 +88,13 @@ def tasks(plan: MergePlan) -> Iterator[CopyTask | ComputeTask]:
         yield from _copies(file)
     for file in plan.files:
         for tensor in file.tensors:
-            if tensor.work == "compute":
+            if tensor.work == "compute" and (file.kept is None or tensor.steps):
                 yield from _computes(file, tensor)
 
 
 def _copies(file: OutputFile) -> Iterator[CopyTask]:
-    """Join neighbouring untouched tensors into long ranges, cut into even pieces."""
-    run: list[Any] = []
-    runs = []
-    for tensor in sorted(file.tensors, key=lambda t: file.offsets[t.name]):
-        source = tensor.source
-        if tensor.work != "copy" or source is None or not source.size:
-            continue
-        at = file.offsets[tensor.name]
-        if (
-            run
-            and run[0] == source.file
-            and run[1] + run[3] == source.offset
-            and run[2] + run[3] == at
-        ):
-            run[3] += source.size
-        else:
-            run = [source.file, source.offset, at, source.size]
-            runs.append(run)
-    for source_file, source_offset, at, size in runs:
+    """Cut the ranges to copy into even pieces."""
+    for source_file, source_offset, at, size in _runs(file) if file.kept is None else file.kept:
         for done in range(0, size, COPY_BYTES):
             piece = min(COPY_BYTES, size - done)
             yield CopyTask(
@@ -113,6 +105,24 @@ def _copies(file: OutputFile) -> Iterator[CopyTask]:
                 at + done,
                 piece,
             )
+
+
+def _runs(file: OutputFile) -> list[Span]:
+    """Join neighbouring untouched tensors into long ranges."""
+    runs: list[Span] = []
+    for tensor in sorted(file.tensors, key=lambda t: file.offsets[t.name]):
+        source = tensor.source
+        if tensor.work != "copy" or source is None or not source.size:
+            continue
+        one = Span(source.file, source.offset, file.offsets[tensor.name], source.size)
+        last = runs[-1] if runs else None
+        if last and last.source == one.source:
+            ends = last.start + last.size, last.offset + last.size
+            if ends == (one.start, one.offset):
+                runs[-1] = last._replace(size=last.size + one.size)
+                continue
+        runs.append(one)
+    return runs
 
 
 def _computes(file: OutputFile, tensor: TensorPlan) -> Iterator[ComputeTask]:
@@ -126,4 +136,5 @@ def _computes(file: OutputFile, tensor: TensorPlan) -> Iterator[ComputeTask]:
             start,
             stop,
             nbytes(tensor.dtype, (stop - start) * columns),
+            bool(file.seals),
         )

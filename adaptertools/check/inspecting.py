@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from adaptertools.base.checkpoint import Checkpoint
 
 
+CONTAINERS = {".safetensors": "safetensors", ".gguf": "gguf"}
+
+
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
     """One update: its target, kind, rank, scale, and the shape it acts on."""
@@ -97,7 +100,8 @@ class BaseInfo:
         return {
             "kind": "base",
             "path": str(base.root),
-            "format": "safetensors" if base.shards[0].header else "torch",
+            "format": CONTAINERS.get(base.shards[0].file.suffix, "torch"),
+            "layout": base.layout.scheme,
             "family": base.family.id if base.family else None,
             "model_type": base.config.get("model_type"),
             "shards": len(base.shards),
@@ -135,10 +139,12 @@ def inspect(
 
 
 def _is_base(path: Path) -> bool:
+    from adaptertools.base.checkpoint import is_hf
+    from adaptertools.base.layouts import is_model_folder
+
     if (path / "adapter_config.json").is_file():
         return False
-    names = ("model.safetensors", "pytorch_model.bin")
-    return any((path / f"{name}{end}").is_file() for name in names for end in ("", ".index.json"))
+    return is_hf(path) or is_model_folder(path)
 
 
 def adapter_info(adapter: Adapter) -> AdapterInfo:
@@ -176,6 +182,8 @@ def _base_info(path: Path) -> BaseInfo:
         findings.append(Finding(error.code, "warning", error.message, error.where, hint=error.hint))
     slots: Iterable[Any] = base.slots.values()
     dtypes = dict(sorted(Counter(slot.dtype for slot in slots).items()))
-    parameters = sum(slot.elements for slot in base.slots.values())
+    vectors_again = [n for rank in base.ranks[1:] for n in base.slots if n.startswith(rank)]
+    again = sum(base.slots[n].elements for n in vectors_again if len(base.slots[n].shape) < 2)
+    parameters = sum(slot.elements for slot in base.slots.values()) - again
     size = sum(slot.bytes_needed for slot in base.slots.values())
     return BaseInfo(base, dtypes, parameters, size, tuple(findings))

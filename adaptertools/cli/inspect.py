@@ -100,6 +100,9 @@ def base_lines(info: BaseInfo) -> Iterator[str]:
     base = info.base
     family = base.family.title if base.family else base.config.get("model_type") or "unknown family"
     yield f"{base.root}  base checkpoint, {family}"
+    if base.layout.kept:
+        sliced = ", each file a slice of every tensor" if len(base.ranks) > 1 else ""
+        yield f"  layout      {base.layout.title}{sliced}"
     yield f"  tensors     {len(base.slots)} in {len(base.shards)} file(s)"
     yield f"  parameters  {info.parameters:,}"
     dtypes = ", ".join(f"{name} ×{count}" for name, count in info.dtypes.items())

@@ -23,6 +23,7 @@ from adaptertools.cli.output import Output, grouped, human_bytes, table
         "merge ./base ./adapter -o ./merged",
         "merge ./base ./style=0.8 ./task -o ./merged --dry-run",
         "merge model.safetensors ./adapter -o merged.safetensors --dtype bf16",
+        "merge base.Q4_K_M.gguf ./adapter -o merged.gguf --dtype bf16",
     ),
 )
 @click.argument("base", type=PATH)
@@ -30,7 +31,10 @@ from adaptertools.cli.output import Output, grouped, human_bytes, table
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Where to write.")
 @click.option("--dry-run", is_flag=True, help="Plan and print; write nothing.")
 @click.option(
-    "--dtype", default="auto", show_default=True, help="Stored dtype: auto, bf16, f16, f32, f64."
+    "--dtype",
+    default="auto",
+    show_default=True,
+    help="Stored dtype: auto, bf16, f16, f32, f64; q8_0 for quantised tensors of a GGUF base.",
 )
 @click.option(
     "--compute-dtype",
@@ -62,9 +66,9 @@ def command(
 ) -> None:
     """Merge one or more adapters into BASE, in the order given, and write the result to OUT.
 
-    BASE is a Hugging Face directory or a .safetensors file. A weight multiplies the change an
-    adapter makes. Each weight tensor is computed wider than it is stored and rounded once; the rest
-    is copied byte for byte.
+    BASE is a directory in Hugging Face's or Meta's layout, a .safetensors file, or a GGUF file or
+    folder. A weight multiplies the change an adapter makes. Each weight tensor is computed wider
+    than it is stored and rounded once; the rest is copied byte for byte.
     """
     printer = Output(json=as_json, quiet=quiet)
     job = Merge(Path(base), as_pairs(list(adapters)), out, make_options(hash=full_hash, **options))
