@@ -59,9 +59,9 @@ class Merge:
     def plan(self) -> MergePlan:
         """Open everything and plan; nothing is written."""
         accept = ("residual_base",) if self.options.residual_base else ()
-        base, specs = open_base(self.base), self.options.specs
+        base, specs, given = open_base(self.base), self.options.specs, self.options.given
         opened = [
-            (open_adapter(path, specs=specs, accept=accept, model=base.model), weight)
+            (open_adapter(path, specs=specs, accept=accept, model=base.model, given=given), weight)
             for path, weight in self.adapters
         ]
         inputs = [self.base, base.root, *(path for path, _ in self.adapters)]
@@ -152,6 +152,7 @@ class Merge:
             "compute_dtype": options.compute_dtype,
             "shard_size": options.shard_size,
             "residual_base": options.residual_base,
+            **({"given": dict(options.given)} if options.given else {}),
         }
 
     def _identify(self, plan: MergePlan) -> dict[str, Any]:
@@ -243,8 +244,8 @@ def merge(
     or folder; `adapters` are one path, or several paths, `path=weight` strings or (path, weight)
     pairs, applied in order. Options: `dtype`,
     `compute_dtype`, `jobs`, `overwrite`, `shard_size`, `residual_base`, `hash`, `sync`,
-    `with_code`, `specs`. Raises `AdapterError`; after any error nothing is left at `out` or
-    beside it.
+    `with_code`, `specs`, `given`. Raises `AdapterError`; after any error nothing is left at `out`
+    or beside it.
     """
     job = Merge(
         Path(base), as_pairs(adapters), Path(out), make_options(**options), progress or _silent

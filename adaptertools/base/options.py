@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from adaptertools.errors import AdapterError
 from adaptertools.store.dtypes import WORDS, dtype_name
@@ -31,6 +32,7 @@ class MergeOptions:
     sync: bool = False
     with_code: bool = False
     specs: tuple[Path, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_options(
@@ -45,6 +47,7 @@ def make_options(
     sync: bool = False,
     with_code: bool = False,
     specs: Sequence[str | Path] = (),
+    given: Mapping[str, Any] | None = None,
 ) -> MergeOptions:
     """Return checked options; raises `AdapterError` (AT500) naming what is allowed."""
     stored = _stored(dtype)
@@ -65,6 +68,7 @@ def make_options(
         sync,
         with_code,
         tuple(Path(spec) for spec in specs),
+        dict(given or {}),
     )
 
 

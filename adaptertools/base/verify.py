@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,7 @@ def verify(
     *,
     jobs: int | None = None,
     specs: Sequence[Path] = (),
+    given: Mapping[str, Any] | None = None,
 ) -> Verification:
     """Say whether `out` is the merge of `adapters` into `base`, tensor by tensor.
 
@@ -102,7 +103,7 @@ def verify(
     receipt = read_config(receipt_file) if receipt_file.is_file() else {}
     by_receipt = base is None and not adapters
     findings: list[Finding] = []
-    options = MergeOptions(specs=tuple(specs))
+    options = MergeOptions(specs=tuple(specs), given=dict(given or {}))
     if by_receipt:
         base, adapters, options = _from_receipt(receipt, receipt_file, options)
     elif base is None or not adapters:
@@ -112,7 +113,12 @@ def verify(
     accept = ("residual_base",) if options.residual_base or not by_receipt else ()
     source = open_base(Path(base or ""))
     opened = [
-        (open_adapter(p, specs=options.specs, accept=accept, model=source.model), w)
+        (
+            open_adapter(
+                p, specs=options.specs, accept=accept, model=source.model, given=options.given
+            ),
+            w,
+        )
         for p, w in as_pairs(adapters)
     ]
     plan = make_plan(source, opened, options, place.name, made.slots)
@@ -147,6 +153,7 @@ def _from_receipt(
             dtype=recipe["dtype"],
             compute_dtype=recipe["compute_dtype"],
             residual_base=bool(recipe["residual_base"]),
+            given=recipe.get("given", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SourceError("AT600", f"the receipt is damaged: {error!r}", file=file) from None

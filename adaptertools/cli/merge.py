@@ -13,7 +13,14 @@ from adaptertools.base.merge import Merge
 from adaptertools.base.options import as_pairs, make_options
 from adaptertools.base.plan import MergePlan
 from adaptertools.base.result import MergeResult
-from adaptertools.cli.options import PATH, examples, output_options, spec_option
+from adaptertools.cli.options import (
+    PATH,
+    examples,
+    given_option,
+    output_options,
+    parse_given,
+    spec_option,
+)
 from adaptertools.cli.output import Output, grouped, human_bytes, table
 
 
@@ -52,6 +59,7 @@ from adaptertools.cli.output import Output, grouped, human_bytes, table
 @click.option("--with-code", is_flag=True, help="Copy *.py files of the base too.")
 @click.option("--hash", "full_hash", is_flag=True, help="Record the full sha256 of the base files.")
 @click.option("--sync", is_flag=True, help="fsync, so that a power cut costs nothing.")
+@given_option
 @spec_option
 @output_options
 def command(
@@ -60,6 +68,7 @@ def command(
     out: Path,
     dry_run: bool,
     full_hash: bool,
+    given: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -71,7 +80,12 @@ def command(
     than it is stored and rounded once; the rest is copied byte for byte.
     """
     printer = Output(json=as_json, quiet=quiet)
-    job = Merge(Path(base), as_pairs(list(adapters)), out, make_options(hash=full_hash, **options))
+    job = Merge(
+        Path(base),
+        as_pairs(list(adapters)),
+        out,
+        make_options(hash=full_hash, given=parse_given(given), **options),
+    )
     if dry_run:
         plan = job.plan()
         printer.findings(plan.notes)

@@ -9,7 +9,14 @@ from pathlib import Path
 import click
 
 from adaptertools.base.verify import FINE, Verification, verify
-from adaptertools.cli.options import PATH, examples, output_options, spec_option
+from adaptertools.cli.options import (
+    PATH,
+    examples,
+    given_option,
+    output_options,
+    parse_given,
+    spec_option,
+)
 from adaptertools.cli.output import Output, finding_lines, grouped, table
 
 
@@ -24,12 +31,14 @@ from adaptertools.cli.output import Output, finding_lines, grouped, table
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="ADAPTER[=WEIGHT]", help="Repeatable, in order."
 )
+@given_option
 @spec_option
 @output_options
 def command(
     out: str,
     base: str | None,
     adapters: tuple[str, ...],
+    given: tuple[str, ...],
     specs: tuple[Path, ...],
     as_json: bool,
     quiet: bool,
@@ -40,7 +49,7 @@ def command(
     merge made by any tool.
     """
     printer = Output(json=as_json, quiet=quiet)
-    found = verify(out, base, list(adapters), specs=specs)
+    found = verify(out, base, list(adapters), specs=specs, given=parse_given(given))
     printer.result(found.to_json(), lines(found), "ok" if found.ok else "failed")
     if not found.ok:
         sys.exit(1)
