@@ -15,6 +15,9 @@ from adaptertools.errors import FormatError, SpecError
 from adaptertools.patterns.rows import Index, compile_rows
 from adaptertools.patterns.template import Template, compile_template
 
+NAMES_OF_HF = ("mlx",)
+MOST_ROWS, MOST_MEMBERS = 1 << 28, 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class Home:
@@ -157,11 +160,14 @@ class Naming:
         return compile_rows(text).positions("", compile_rows(texts["hf"]), self._sizes(text))
 
     def _sizes(self, text: str) -> Mapping[str, int]:
+        hint = "give --base, or a folder with the base's config.json"
         try:
-            return self._known_family().known(text, self.sizes)
+            sizes = self._known_family().known(text, self.sizes)
         except SpecError as error:
-            hint = "give --base, or a folder with the base's config.json"
             raise FormatError("AT241", error.message, hint=hint) from None
+        if (size := compile_rows(text).size(sizes)) > MOST_ROWS:
+            raise FormatError("AT241", f"the config says {size:,} rows, which is absurd", hint=hint)
+        return sizes
 
     def _in_order(self, found: list[Any]) -> list[Any]:
         if len(found) < 2:
@@ -178,13 +184,13 @@ class Naming:
             if spot.stack not in self.sizes:
                 hint = "give --base, or a folder with the base's config.json"
                 raise FormatError("AT241", "the number of experts is not known", hint=hint)
-            every = [{**fields, spot.stack: n} for n in range(self.sizes[spot.stack])]
+            count = self.sizes[spot.stack]
+            if count > MOST_MEMBERS:
+                raise FormatError("AT241", f"the config says {count:,} experts, which is absurd")
+            every = [{**fields, spot.stack: n} for n in range(count)]
         name = compile_template(module.name)
         hits = [Hit(module, False, one, "", "") for one in every]
         return [Member(name.format(hit.fields), self._home(hit, spot)) for hit in hits]
-
-
-NAMES_OF_HF = ("mlx",)
 
 
 def root_spelled(naming: Naming, hit: Hit, spot: Spot) -> str:

@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from adaptertools.adapter.model import Factor, LowRank, Replace, Rows, Scaling, Update
 from adaptertools.conversion.values import scaled
-from adaptertools.formats.factors import same
+from adaptertools.errors import FormatError
+from adaptertools.formats.factors import is_zero, same
+from adaptertools.formats.model import UNKNOWN, Model
+from adaptertools.formats.opening import open_adapter
+
+if TYPE_CHECKING:
+    from adaptertools.conversion.prepare import ConversionPlan
 
 # the largest relative difference that one rounding to the stored dtype can make, and alpha as F32
 ROUNDING = {"F64": 1e-12, "F32": 2e-7, "F16": 1e-3, "BF16": 8e-3, "Q8_0": 2e-2}
@@ -42,6 +49,33 @@ def compare(
     keys = list(dict.fromkeys((*left, *right)))
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(lambda k: _pair(k[0], left.get(k), right.get(k)), keys))
+
+
+def check_equal(
+    plan: ConversionPlan,
+    path: Path,
+    model: Model,
+    dtype: str,
+    jobs: int,
+    specs: Sequence[Path] = (),
+) -> list[Comparison]:
+    """Read back what was written and compare; raises `FormatError` (AT258) where it differs."""
+    known = None if model is UNKNOWN else model
+    back = open_adapter(path, specs=specs, model=known, given=plan.told)
+    if back.errors:
+        raise FormatError("AT258", f"what was written cannot be read back: {back.errors[0]}")
+    found = compare(plan.updates, back.updates, jobs, model.same_name)
+    dtypes = {dtype, *(tensor.dtype for tensor in plan.tensors)}
+    limit = max(ROUNDING.get(name, 0.0) for name in dtypes)
+    wrong = [one for one in found if not one.error <= limit]
+    if wrong:
+        raise FormatError(
+            "AT258",
+            f"what was written differs from the source by {wrong[0].error:.2g}",
+            key=wrong[0].target,
+            hint="nothing was kept; please report this",
+        )
+    return found
 
 
 def _pair(name: str, one: Update | None, other: Update | None) -> Comparison:
@@ -115,9 +149,5 @@ def _apart(one: Factor, other: Factor) -> float:
 def _is_nothing(update: Update) -> bool:
     """Say whether an update changes nothing: a zero `up`, or a vector of ones."""
     if isinstance(update, LowRank):
-        return update.magnitude is None and not _any(update.up)
+        return update.magnitude is None and is_zero(update.up)
     return isinstance(update, Scaling) and bool((update.vector.read() == 1).all())
-
-
-def _any(factor: Factor) -> Any:
-    return bool(factor.bits().any())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptertools.conversion.compare import ROUNDING, Comparison, compare
+from adaptertools.conversion.compare import Comparison, check_equal
 from adaptertools.conversion.output import write_plan
 from adaptertools.conversion.plain import one_rank_spec, plain_spec
 from adaptertools.conversion.prepare import ConversionPlan, prepare
@@ -106,7 +106,12 @@ class Conversion:
         try:
             path = write_plan(plan, folder, self.dtype, self.jobs, self.progress)
             readable = plan.spec.write["container"] != "rows"
-            checked = self._checked(plan, path) if self.check and readable else ()
+            model = UNKNOWN if self.base is None else read_model(self.base)
+            checked = (
+                check_equal(plan, path, model, self.dtype, self.jobs, self.specs)
+                if self.check and readable
+                else []
+            )
             if self.judge is not None:
                 self.judge(path)
             publish(path if single else folder, self.out)
@@ -133,23 +138,3 @@ class Conversion:
                 hint=f"leave {ending} away",
             )
         return True
-
-    def _checked(self, plan: ConversionPlan, path: Path) -> list[Comparison]:
-        """Read back what was written and compare; raises `FormatError` (AT258) where it differs."""
-        model = UNKNOWN if self.base is None else read_model(self.base)
-        back = open_adapter(path, specs=self.specs, model=model, given=plan.told)
-        if back.errors:
-            first = back.errors[0]
-            raise FormatError("AT258", f"what was written cannot be read back: {first}")
-        found = compare(plan.updates, back.updates, self.jobs, model.same_name)
-        dtypes = {self.dtype, *(tensor.dtype for tensor in plan.tensors)}
-        limit = max(ROUNDING.get(dtype, 0.0) for dtype in dtypes)
-        wrong = [one for one in found if not one.error <= limit]
-        if wrong:
-            raise FormatError(
-                "AT258",
-                f"what was written differs from the source by {wrong[0].error:.2g}",
-                key=wrong[0].target,
-                hint="nothing was kept; please report this",
-            )
-        return found

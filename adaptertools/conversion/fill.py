@@ -13,6 +13,7 @@ from adaptertools.errors import FormatError
 from adaptertools.formats.factors import constant, padded, take
 from adaptertools.formats.spec import FormatSpec
 
+MOST_LAYERS = 1 << 14
 _LAYER = re.compile(r"(.*?\.(?:layers|h|blk|block|layer)\.|layers\.)(\d+)\.(.+)")
 
 
@@ -54,6 +55,9 @@ def fill(
     first = min((place[1] for place, _ in inside), default=0)
     kinds = tuple(dict.fromkeys(place[2] for place, _ in inside))
     layers = Layers(max(counts.values(), default=0), first, kinds)
+    if layers.count > MOST_LAYERS:
+        title = f"{layers.count:,} layers, by the config or by a module's name, are absurd"
+        raise FormatError("AT241", title, key=inside[0][1].target.module)
     if not spec.write.get("fill") or not inside:
         return updates, layers, []
     start = first if spec.write["fill"] == "last layers" else 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from adaptertools.adapter.model import Factor, LowRank, Update
+from adaptertools.adapter.model import LowRank, Update
 from adaptertools.conversion.report import Change
+from adaptertools.formats.factors import is_zero
 from adaptertools.formats.spec import FormatSpec
 
 
@@ -27,22 +28,13 @@ def trimmed(updates: Iterable[Update]) -> tuple[list[Update], list[Change]]:
     dropped: list[str] = []
     for update in updates:
         if isinstance(update, LowRank):
-            if update.bias is not None and _zero(update.bias):
+            if update.bias is not None and is_zero(update.bias):
                 dropped.append(f"{update.target.module}.bias")
                 update = replace(update, bias=None)
-            if update.magnitude is None and update.bias is None and _zero(update.up):
+            if update.magnitude is None and update.bias is None and is_zero(update.up):
                 dropped.append(update.target.name)
                 continue
         kept.append(update)
     if not dropped:
         return kept, []
     return kept, [Change("dropped", "they change nothing", tuple(dropped))]
-
-
-def _zero(factor: Factor) -> bool:
-    """Say whether every value is zero, of either sign."""
-    import numpy as np
-
-    bits = factor.bits()
-    sign = np.array(1 << (8 * bits.itemsize - 1), bits.dtype)
-    return not bool((bits & ~sign).any())

@@ -56,6 +56,7 @@ class Support:
         return replace(vectors[0], vector=product([u.vector for u in vectors]))
 
     def _hint(self, code: str) -> str:
+        """Return the next step for a refusal."""
         if code == "AT251":
             return "--lossy leaves them out"
         return "merge it into the base instead, or choose another format"
@@ -167,11 +168,32 @@ class Support:
         title = self.spec.title
         if home is None:
             return self._cannot(f"{title} has no name for these modules", update)
+        if (odd := self._misfit(update)) is not None:
+            return self._cannot(odd, update)
         if home.index is not None and not self._holds_stacks():
             return self._cannot(f"{title} holds no experts", update)
         if self._lacks_head(update):
             return self._cannot("the base's head is its embedding, so it has no tensor", update)
         return update
+
+    def _misfit(self, update: Update) -> str | None:
+        """Return how an update does not fit the model that was given, None where it does."""
+        family, sizes, module = self.model.family, self.model.sizes, update.target.module
+        if family is None or family.find(module) is None:
+            return None
+        expected = family.expected(module, sizes)
+        if expected is None:
+            return "the model that was given has no such layer"
+        wanted = {"out": expected.out, "in": expected.in_}
+        has: dict[str, int] = {}
+        if isinstance(update, LowRank) and len(update.down.shape) == 2:
+            has = {"out": update.up.shape[0], "in": update.down.shape[1]}
+        elif isinstance(update, Scaling):
+            has = {update.axis: update.vector.shape[0]}
+        grown = (None, sizes.get("vocab"), sizes.get("labels"))  # an adapter may have grown these
+        odd = [axis for axis, size in has.items() if wanted[axis] not in (*grown, size)]
+        told = ", ".join(f"{axis} {has[axis]} and not {wanted[axis]}" for axis in odd)
+        return f"the model that was given has other sizes here ({told})" if odd else None
 
     def _holds_stacks(self) -> bool:
         downs = (u.role("down") for u in self.spec.updates if u.kind == "low_rank")

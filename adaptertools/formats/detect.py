@@ -39,6 +39,8 @@ def score(spec: FormatSpec, file: str, config: Mapping[str, Any], keys: Iterable
     if spec.detect_keys:
         named = sum(any(fnmatch.fnmatchcase(k, p) for p in spec.detect_keys) for k in keys[:64])
         points += named / len(keys[:64]) if named else -8
+    if any(fnmatch.fnmatchcase(k, p) for k in keys[:64] for p in spec.detect_without):
+        points -= 8
     roles = [role for _, update, role in spec.roles() if not update.fallback]
     templates = [template for role in roles for template in role.templates]
     matched = sum(any(t.match(key) for t in templates) for key in keys[:64])

@@ -209,6 +209,15 @@ def block_diagonal(factors: Sequence[Factor]) -> Factor:
     return reshaped(factors[0], (rows, columns), lambda _: bits())
 
 
+def is_zero(factor: Factor) -> bool:
+    """Say whether every value is zero, of either sign."""
+    import numpy as np
+
+    bits = factor.bits()
+    sign = np.array(1 << (8 * bits.itemsize - 1), bits.dtype)
+    return not bool((bits & ~sign).any())
+
+
 def same(one: Factor, other: Factor) -> bool:
     """Say whether two factors hold the same values, bit for bit."""
     import numpy as np

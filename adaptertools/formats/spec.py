@@ -95,6 +95,7 @@ class FormatSpec:
     config_schema: str | None = None
     detect_config: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     detect_keys: tuple[str, ...] = ()
+    detect_without: tuple[str, ...] = ()
     fields: Mapping[str, str | list[str]] = field(default_factory=dict)
     scale: Mapping[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
@@ -155,6 +156,7 @@ def _compile(raw: Mapping[str, Any], source: str) -> FormatSpec:
         updates=tuple(_update(entry) for entry in raw["update"]),
         detect_config={k: tuple(v) for k, v in raw.get("detect", {}).get("config", {}).items()},
         detect_keys=tuple(raw.get("detect", {}).get("keys", ())),
+        detect_without=tuple(raw.get("detect", {}).get("without", ())),
         fields=raw.get("fields", {}),
         scale=raw.get("scale", {}),
         refusals=tuple(
