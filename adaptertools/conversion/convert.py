@@ -12,7 +12,8 @@ from adaptertools.conversion.compare import Comparison, check_equal
 from adaptertools.conversion.output import write_plan
 from adaptertools.conversion.plain import one_rank_spec, plain_spec
 from adaptertools.conversion.prepare import ConversionPlan, prepare
-from adaptertools.errors import FormatError
+from adaptertools.errors import FindingsError, FormatError
+from adaptertools.formats.config import config_findings
 from adaptertools.formats.model import UNKNOWN, read_model
 from adaptertools.formats.opening import open_adapter
 from adaptertools.formats.registry import get_format
@@ -84,6 +85,9 @@ class Conversion:
         check_place(self.out, inputs, is_file=None, overwrite=self.overwrite)
         model = None if self.base is None else read_model(self.base)
         adapter = open_adapter(self.ref, specs=self.specs, model=model, given=self.given)
+        found = config_findings(adapter)
+        if any(finding.severity == "error" for finding in found):
+            raise FindingsError([*adapter.findings, *found])
         plan = prepare(
             adapter,
             spec,

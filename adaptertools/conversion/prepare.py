@@ -17,7 +17,6 @@ from adaptertools.conversion.scales import fit_ranks, fit_scales
 from adaptertools.conversion.support import Support
 from adaptertools.conversion.values import cast
 from adaptertools.errors import Finding, FindingsError, FormatError, Where
-from adaptertools.formats.config import config_findings
 from adaptertools.formats.model import Model
 from adaptertools.formats.render import render
 from adaptertools.formats.spec import FormatSpec
@@ -76,9 +75,8 @@ def prepare(
     rank: int = 0,
 ) -> ConversionPlan:
     """Plan a conversion; raises `FindingsError` with every reason why it is not possible."""
-    findings = [*adapter.findings, *config_findings(adapter)]
-    if any(f.severity == "error" for f in findings):
-        raise FindingsError(findings)
+    if adapter.errors:
+        raise FindingsError(adapter.findings)
     _check_source(adapter, spec)
     naming = model.naming(spec.scheme)
     support = Support(spec, model, naming, lossy)

@@ -35,6 +35,15 @@ class Model:
         """Return how `scheme` names the modules of this model."""
         return Naming(scheme, self.family, self.sizes)
 
+    def rooted(self, module: str) -> str:
+        """Return a canonical name as the class of the model has it: a bare model has no root."""
+        classes = self.config.get("architectures") or ()
+        bare = any(str(name).endswith("Model") for name in classes if "LMHead" not in str(name))
+        for group in self.family.roots if self.family and bare else ():
+            if "" in group and group[0] and module.startswith(group[0]):
+                return module.removeprefix(group[0])
+        return module
+
     def same_name(self, module: str) -> str:
         """Return a module's name in the family's own tree, under whatever root it is given."""
         hit = self.family.find(module) if self.family else None

@@ -89,9 +89,16 @@ def _named(
     naming = (model or UNKNOWN).naming(spec.scheme)
     if naming.family is None and not naming.plain:
         return _unnamed(adapter, spec, "which model it is for is not known")
-    named = to_canonical(adapter, naming)
+    named = _rooted(to_canonical(adapter, naming), model or UNKNOWN)
     lacking = next((f for f in named.findings if f.id == "AT241"), None)
     return named if lacking is None else _unnamed(adapter, spec, lacking.title)
+
+
+def _rooted(adapter: Adapter, model: Model) -> Adapter:
+    """Return the adapter under the names that the class of its base has."""
+    targets = (replace(u.target, module=model.rooted(u.target.module)) for u in adapter.updates)
+    pairs = zip(adapter.updates, targets, strict=True)
+    return replace(adapter, updates=tuple(replace(u, target=t) for u, t in pairs))
 
 
 def _unnamed(adapter: Adapter, spec: FormatSpec, why: str) -> Adapter:

@@ -17,9 +17,6 @@ from .sources import Source
 from .test_config import stacked
 
 pytestmark = pytest.mark.peer
-BARE = pytest.mark.xfail(
-    strict=True, reason="a BertModel has no root, but names come back under bert.: PEFT loads none"
-)
 
 
 def model_of(base: dict[str, Any]) -> Any:
@@ -93,7 +90,7 @@ def judge(source: Source, by: str, place: Path) -> None:
         ("t5", "tfew-lora"),
         ("t5-ia3", "tfew-ia3"),
         ("bert", "adapterhub-lora"),
-        pytest.param("bert", "gguf-lora", marks=BARE),
+        ("bert", "gguf-lora"),
         ("gpt2", "loralib"),
         ("adalora", "peft-lora"),
     ],
