@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from adaptertools.check.converting import convert as convert
     from adaptertools.check.inspecting import inspect as inspect
     from adaptertools.check.validating import validate as validate
+    from adaptertools.composition.composing import compose as compose
     from adaptertools.formats.opening import open_adapter as open
 
 __all__ = [
     "AdapterError",
     "Finding",
     "FindingsError",
+    "compose",
     "convert",
     "inspect",
     "merge",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "compose": ("adaptertools.composition.composing", "compose"),
     "convert": ("adaptertools.check.converting", "convert"),
     "open": ("adaptertools.formats.opening", "open_adapter"),
     "inspect": ("adaptertools.check.inspecting", "inspect"),

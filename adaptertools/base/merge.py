@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adaptertools.adapter.model import Adapter
 from adaptertools.base import receipt
 from adaptertools.base.carry import Progress, carry_out
-from adaptertools.base.checkpoint import open_base
+from adaptertools.base.checkpoint import Checkpoint, open_base
 from adaptertools.base.engine import Interrupts
 from adaptertools.base.identity import identify
 from adaptertools.base.journal import Journal, journal_folder
@@ -58,12 +59,8 @@ class Merge:
 
     def plan(self) -> MergePlan:
         """Open everything and plan; nothing is written."""
-        accept = ("residual_base",) if self.options.residual_base else ()
-        base, specs, given = open_base(self.base), self.options.specs, self.options.given
-        opened = [
-            (open_adapter(path, specs=specs, accept=accept, model=base.model, given=given), weight)
-            for path, weight in self.adapters
-        ]
+        base = open_base(self.base)
+        opened = self.opened(base)
         inputs = [self.base, base.root, *(path for path, _ in self.adapters)]
         check_place(
             self.out,
@@ -75,6 +72,15 @@ class Merge:
         plan = make_plan(base, opened, self.options, self.out.name)
         self.stamps = {path: _stamp(path) for path in _sources(plan)}
         return plan
+
+    def opened(self, base: Checkpoint) -> list[tuple[Adapter, float]]:
+        """Open the adapters, each with the weight of its change."""
+        accept = ("residual_base",) if self.options.residual_base else ()
+        specs, given = self.options.specs, self.options.given
+        return [
+            (open_adapter(path, specs=specs, accept=accept, model=base.model, given=given), weight)
+            for path, weight in self.adapters
+        ]
 
     def preload(self) -> threading.Thread:
         """Start to import torch in the background, once, and return the thread that does."""

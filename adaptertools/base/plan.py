@@ -147,7 +147,9 @@ class MergePlan:
     def digest(self) -> str:
         """Return a hash of everything that decides the output bytes; a journal carries it."""
         facts = {
-            "adapters": [[a.path, w, [_stamp(Path(f)) for f in a.files]] for a, w in self.adapters],
+            "adapters": [
+                [a.path, a.method, w, [_stamp(Path(f)) for f in a.files]] for a, w in self.adapters
+            ],
             "base": [[str(s.file), *_stamp(s.file)] for s in self.base.shards],
             "files": [[f.name, hashlib.sha256(f.header).hexdigest(), f.size] for f in self.files],
             "compute": self.compute_dtype,

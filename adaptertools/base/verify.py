@@ -15,6 +15,7 @@ from adaptertools.base.options import AdapterRef, MergeOptions, as_pairs
 from adaptertools.base.plan import MergePlan
 from adaptertools.base.prepare import make_plan
 from adaptertools.base.receipt import receipt_path
+from adaptertools.base.undoing import undone
 from adaptertools.errors import Finding, SourceError, Where
 from adaptertools.formats.opening import open_adapter, read_config
 from adaptertools.store.read import sha256
@@ -121,6 +122,8 @@ def verify(
         )
         for p, w in as_pairs(adapters)
     ]
+    if by_receipt and receipt["recipe"].get("undone"):
+        opened = undone(opened)
     plan = make_plan(source, opened, options, place.name, made.slots)
     if by_receipt:
         findings += _check_inputs(plan, receipt, receipt_file)

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,11 +26,21 @@ from adaptertools.cli.output import Output, finding_lines, human_bytes, table
 @click.command(
     "inspect",
     epilog=examples(
-        "inspect ./adapter", "inspect ./base", "inspect ./adapter --json", "inspect -v ./adapter"
+        "inspect ./adapter",
+        "inspect ./base",
+        "inspect ./adapter --json",
+        "inspect ./adapter --spectrum --plot ranks.png",
     ),
 )
 @click.argument("ref", type=PATH)
 @click.option("-v", "--verbose", is_flag=True, help="List every target.")
+@click.option("--spectrum", is_flag=True, help="Show how much of its rank each target uses.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="Draw the spectra too (needs matplotlib, the extra 'plot').",
+)
 @base_option
 @given_option
 @spec_option
@@ -37,6 +48,8 @@ from adaptertools.cli.output import Output, finding_lines, human_bytes, table
 def command(
     ref: str,
     verbose: bool,
+    spectrum: bool,
+    plot: Path | None,
     base: Path | None,
     given: tuple[str, ...],
     specs: tuple[Path, ...],
@@ -45,18 +58,38 @@ def command(
 ) -> None:
     """Say what an adapter or a checkpoint is: format and evidence, method, targets, ranks, size.
 
-    Only headers are read.
+    Only headers are read, but for --spectrum.
     """
     out = Output(json=as_json, quiet=quiet)
     info = inspect(ref, base=base, specs=specs, given=parse_given(given))
     if isinstance(info, BaseInfo):
+        if spectrum or plot is not None:
+            raise click.UsageError("--spectrum is for adapters; this is a base checkpoint")
         out.result(
             info.to_json(), base_lines(info), info.base.family.id if info.base.family else "base"
         )
         return
-    out.result(info.to_json(), adapter_lines(info, verbose), info.adapter.format)
+    document, lines = info.to_json(), list(adapter_lines(info, verbose))
+    if (spectrum or plot is not None) and not info.adapter.errors:
+        facts, more = _spectrum(info, ref, plot)
+        document |= facts
+        lines += more
+    out.result(document, lines, info.adapter.format)
     if info.adapter.errors:
         sys.exit(1)
+
+
+def _spectrum(info: AdapterInfo, ref: str, plot: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """Return what is told of the spectra, in JSON and in words; draw them at `plot`."""
+    from adaptertools.check.spectrum import spectrum
+    from adaptertools.cli.spectrum import check_picture, draw, spectrum_lines
+
+    if plot is not None:
+        check_picture(plot, ref)
+    found = spectrum(info.adapter)
+    if plot is not None:
+        draw(found, plot, info.adapter.path)
+    return {"spectrum": [target.to_json() for target in found]}, list(spectrum_lines(found))
 
 
 def adapter_lines(info: AdapterInfo, verbose: bool) -> Iterator[str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptertools.conversion.compare import Comparison, check_equal
-from adaptertools.conversion.output import write_plan
+from adaptertools.conversion.output import is_single, write_plan
 from adaptertools.conversion.plain import one_rank_spec, plain_spec
 from adaptertools.conversion.prepare import ConversionPlan, prepare
-from adaptertools.errors import FindingsError, FormatError
+from adaptertools.errors import FindingsError
 from adaptertools.formats.config import config_findings
 from adaptertools.formats.model import UNKNOWN, read_model
 from adaptertools.formats.opening import open_adapter
@@ -97,12 +97,12 @@ class Conversion:
             trim=self.trim,
             rank=self.rank,
         )
-        self.is_file(plan)
+        is_single(plan, self.out)
         return plan
 
     def run(self, plan: ConversionPlan) -> ConversionResult:
         """Write the plan, read it back, compare, and only then move it into place."""
-        single = self.is_file(plan)
+        single = is_single(plan, self.out)
         check_space(self.out, plan.bytes, 0)
         folder = hidden_sibling(self.out, "new")
         shutil.rmtree(folder, ignore_errors=True)
@@ -128,17 +128,3 @@ class Conversion:
         if self.plain:
             return plain_spec(spec)
         return one_rank_spec(spec) if self.one_rank else spec
-
-    def is_file(self, plan: ConversionPlan) -> bool:
-        """Say whether OUT is to be the weight file itself: it has the ending of one."""
-        ending = "".join(Path(plan.file).suffixes)
-        if not self.out.name.endswith(ending) or self.out.is_dir():
-            return False
-        if plan.beside:
-            names = ", ".join(plan.beside)
-            raise FormatError(
-                "AT257",
-                f"{plan.spec.title} has files beside the weights ({names}), so OUT is a folder",
-                hint=f"leave {ending} away",
-            )
-        return True

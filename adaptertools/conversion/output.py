@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adaptertools.conversion.prepare import ConversionPlan
+from adaptertools.errors import FormatError
 from adaptertools.store.dtypes import DTYPES
 from adaptertools.store.stored import Stored
 
@@ -27,6 +28,24 @@ def write_plan(
     for name, values in plan.beside.items():
         (folder / name).write_bytes(config_bytes(name, values))
     return path
+
+
+def is_single(plan: ConversionPlan, out: Path) -> bool:
+    """Say whether OUT is to be the weight file itself: it has the ending of one.
+
+    Raises `FormatError` (AT257) where the format has files beside it.
+    """
+    ending = "".join(Path(plan.file).suffixes)
+    if not out.name.endswith(ending) or out.is_dir():
+        return False
+    if plan.beside:
+        names = ", ".join(plan.beside)
+        raise FormatError(
+            "AT257",
+            f"{plan.spec.title} has files beside the weights ({names}), so OUT is a folder",
+            hint=f"leave {ending} away",
+        )
+    return True
 
 
 def config_bytes(name: str, values: Any) -> bytes:

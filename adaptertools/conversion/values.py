@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from adaptertools.adapter.model import Factor
-from adaptertools.errors import FormatError
+from adaptertools.errors import FormatError, MergeError
 from adaptertools.store.dtypes import DTYPES, nbytes, torch_dtype
 from adaptertools.store.tensor import as_tensor
 
@@ -51,6 +51,26 @@ def gated(factor: Factor, gate: Factor) -> Factor:
         return fold.gated(values, gate.read(), values.dtype)
 
     return _computed(factor, factor.dtype, compute)
+
+
+def inverted(vector: Factor, scale: float, weight: float) -> Factor:
+    """Return 1 / (1 + weight (scale · vector - 1)), which undoes a weighted vector, in F64.
+
+    Raises `MergeError` (AT422) where that divides by zero.
+    """
+
+    def compute(values: torch.Tensor) -> torch.Tensor:
+        whole = 1 + weight * (values.double() * scale - 1)
+        if not bool(whole.all()):
+            raise MergeError(
+                "AT422",
+                "a channel was multiplied by zero, and what it was is gone",
+                key=vector.key,
+                hint="start from the base itself",
+            )
+        return whole.reciprocal()
+
+    return _computed(vector, "F64", compute)
 
 
 def common_dtype(dtypes: Sequence[str]) -> str:

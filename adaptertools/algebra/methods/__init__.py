@@ -1,0 +1,1 @@
+"""The methods of composition: many low-rank changes of a module become one."""

@@ -1,0 +1,1 @@
+"""Composing: adapters into one adapter, defined on what they do to the weights (ΔW)."""

@@ -1,0 +1,1 @@
+"""Recipes: steps of composing, converting and merging, written down and run again."""
