@@ -52,6 +52,20 @@ def chosen_rule(options: dict[str, Any]) -> tuple[str, float] | None:
     return found[0] if found else None
 
 
+def _list_methods(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print every method with its formula, its parameters and where it is from, and end."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    from adaptertools.algebra.methods.registry import REGISTRY
+
+    needs = {"low_rank": "low rank", "dense": "dense ΔW", "base": "whole weights"}
+    for method in REGISTRY.values():
+        params = ", ".join(f"{p.name}={p.default}" for p in method.params) or "no parameters"
+        click.echo(f"{method.name}  ({needs[method.kind]})  {method.formula}")
+        click.echo(f"    {params}; {method.paper}")
+    ctx.exit()
+
+
 @click.command(
     "compose",
     epilog=examples(
@@ -63,6 +77,14 @@ def chosen_rule(options: dict[str, Any]) -> tuple[str, float] | None:
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=WEIGHT]...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Where to write.")
 @click.option("--method", help="exact (the default without a rank rule), or see --list-methods.")
+@click.option(
+    "--list-methods",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_methods,
+    help="Say what the methods are, and their parameters.",
+)
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Of the method.")
 @rule_options
 @click.option("--weights", default="", metavar="PATTERN=FACTOR,...", help="By layer and module.")
