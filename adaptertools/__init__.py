@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from adaptertools.base.merge import merge as merge
     from adaptertools.base.verify import verify as verify
     from adaptertools.check.converting import convert as convert
+    from adaptertools.check.differing import diff as diff
     from adaptertools.check.inspecting import inspect as inspect
     from adaptertools.check.validating import validate as validate
     from adaptertools.composition.composing import compose as compose
@@ -25,6 +26,7 @@ __all__ = [
     "FindingsError",
     "compose",
     "convert",
+    "diff",
     "inspect",
     "merge",
     "open",
@@ -34,6 +36,7 @@ __all__ = [
 
 _LAZY = {
     "compose": ("adaptertools.composition.composing", "compose"),
+    "diff": ("adaptertools.check.differing", "diff"),
     "convert": ("adaptertools.check.converting", "convert"),
     "open": ("adaptertools.formats.opening", "open_adapter"),
     "inspect": ("adaptertools.check.inspecting", "inspect"),

@@ -150,6 +150,12 @@ class DiffReport:
         return all(item.status == "identical" for item in self.items)
 
     @property
+    def apart(self) -> bool:
+        """Whether these are two adapters without a target in common."""
+        alone = all(item.status in ("only-a", "only-b", "void") for item in self.items)
+        return self.kind == "adapters" and bool(self.items) and alone
+
+    @property
     def counts(self) -> dict[str, int]:
         return dict(Counter(item.status for item in self.items))
 

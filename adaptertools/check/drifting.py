@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from adaptertools.adapter.model import Target
 from adaptertools.algebra.blocks import BLOCK_ELEMENTS
@@ -24,11 +24,9 @@ from adaptertools.store.read import read_bytes, read_flat, read_tensor, same_byt
 from adaptertools.store.slot import Slot
 from adaptertools.store.tensor import as_tensor
 
-if TYPE_CHECKING:
-    import torch
-
 Progress = Callable[[int, int], None]
 Pair = tuple[str, Slot | None, Slot | None]
+Values = Any  # a torch tensor
 FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
@@ -192,7 +190,7 @@ def _equal(one: Slot, other: Slot) -> int | None:
     return sum(count_equal(left, right) for left, right in _blocks(one, other))
 
 
-def _blocks(one: Slot, other: Slot) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _blocks(one: Slot, other: Slot) -> Iterator[tuple[Values, Values]]:
     """Yield both tensors, flattened, block by block."""
     left, right = _reader(one), _reader(other)
     for start in range(0, one.elements, BLOCK_ELEMENTS):
@@ -200,7 +198,7 @@ def _blocks(one: Slot, other: Slot) -> Iterator[tuple[torch.Tensor, torch.Tensor
         yield left(start, stop), right(start, stop)
 
 
-def _reader(slot: Slot) -> Callable[[int, int], torch.Tensor]:
+def _reader(slot: Slot) -> Callable[[int, int], Values]:
     """Return a function that reads elements [start, stop); block-quantised ones come as F32."""
     if dtype_of(slot.dtype).block is not None:
         return lambda start, stop: _dequantised(slot, start, stop)
@@ -210,7 +208,7 @@ def _reader(slot: Slot) -> Callable[[int, int], torch.Tensor]:
     return lambda start, stop: whole[start:stop]
 
 
-def _dequantised(slot: Slot, start: int, stop: int) -> torch.Tensor:
+def _dequantised(slot: Slot, start: int, stop: int) -> Values:
     first = nbytes(slot.dtype, start)
     raw = read_bytes(slot, first, nbytes(slot.dtype, stop) - first)
     return as_tensor(dequantise(raw, slot.dtype, (stop - start,)).view("u4"), "F32")

@@ -69,6 +69,8 @@ def command(
             a, b, base=base, tol=tol, given=parse_given(given), specs=specs, progress=progress
         )
     out.result(found.to_json(), lines(found, verbose), "same" if found.same else "different")
+    if found.apart and base is None:
+        out.note("they have no target in common; --base matches names by the model's own")
     if not found.same:
         sys.exit(1)
 

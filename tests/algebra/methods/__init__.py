@@ -1,0 +1,1 @@
+"""Methods of composition against worked cases and laws."""
