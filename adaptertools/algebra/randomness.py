@@ -48,7 +48,7 @@ class Key:
         from numpy import float32
         from numpy.random import Generator
 
-        bits = _philox(SKETCH, self.seed, "\0".join(self.adapters), self.tensor)
+        bits = _philox(SKETCH, self.seed, "\0".join(sorted(self.adapters)), self.tensor)
         return Generator(bits).standard_normal((rows, columns), dtype=float32)
 
 

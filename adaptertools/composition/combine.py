@@ -20,7 +20,7 @@ from adaptertools.composition.results import combined, multiplied
 from adaptertools.composition.weights import ModuleWeight, check_used, factor_of
 from adaptertools.conversion.report import refusal
 from adaptertools.errors import Finding, FindingsError, Where
-from adaptertools.formats.factors import same
+from adaptertools.formats.factors import concatenated, same
 
 Weighted = tuple[int, Update, float]  # the adapter's place, its update, its weight here
 
@@ -49,13 +49,20 @@ def combine(adapters: Sequence[tuple[Adapter, float]], recipe: Recipe) -> Combin
     groups = _grouped(adapters, recipe)
     findings = [f for group in groups.values() if (f := _refused(group, recipe)) is not None]
     findings += _mixed(groups)
+    if recipe.reduction and not findings and not any(kind == "low_rank" for _, kind in groups):
+        where = Where(adapters[0][0].files[0])
+        title = "has no low-rank update for a method or a rank rule"
+        findings.append(Finding("AT279", "error", title, where, hint="leave these out"))
     if findings:
         raise FindingsError(findings)
     done = Combined()
     weights = [weight for _, weight in adapters]
     with ThreadPoolExecutor(recipe.jobs) as pool:
-        joined = pool.map(lambda group: _joined(group, recipe, weights, done), groups.values())
-        done.updates += list(joined)
+        joined = pool.map(lambda group: _joined(group, recipe, weights), groups.values())
+        for update, lost in joined:
+            done.updates.append(update)
+            if lost is not None:
+                done.discarded[update.target.name] = lost
     return done
 
 
@@ -82,17 +89,19 @@ def _refused(group: Sequence[Weighted], recipe: Recipe) -> Finding | None:
     _, first, weight = group[0]
     updates = [update for _, update, _ in group]
     if isinstance(first, LowRank):
-        return _unlike(updates) or _dora(group)
+        return _unlike(updates) or _dora(group, recipe)
     if isinstance(first, Scaling):
-        return None
+        return _compat_vectors(first, recipe)
     if isinstance(first, Replace) and recipe.last_wins:
         return None
     if len(group) == 1 and weight == 1.0:
         return None
     values = [value for u in updates if (value := _value(u)) is not None]
     alike = all(same(values[0], value) for value in values[1:])
-    rows = {u.index for u in updates if isinstance(u, Rows)}
-    if alike and len(rows) < 2 and all(w == 1.0 for _, _, w in group):
+    indices = [n for u in updates if isinstance(u, Rows) for n in u.index]
+    apart = bool(indices) and len(set(indices)) == len(indices)
+    same_place = len({u.index for u in updates if isinstance(u, Rows)}) < 2
+    if all(w == 1.0 for _, _, w in group) and (apart or (alike and same_place)):
         return None
     title = "full values of several adapters (or weighted ones) have no sum without the base"
     return refusal("AT270", title, updates[:1], "merge them into the base, in their order")
@@ -118,9 +127,17 @@ def _unlike(updates: Sequence[Update]) -> Finding | None:
     return None
 
 
-def _dora(group: Sequence[Weighted]) -> Finding | None:
+def _compat_vectors(update: Scaling, recipe: Recipe) -> Finding | None:
+    if recipe.reduction is None or not recipe.reduction.compat:
+        return None
+    title = "PEFT sums the vectors themselves, which scales the whole layer; that is not offered"
+    return refusal("AT279", title, [update], "leave --compat out")
+
+
+def _dora(group: Sequence[Weighted], recipe: Recipe) -> Finding | None:
     magnitudes = [u for _, u, _ in group if isinstance(u, LowRank) and u.magnitude is not None]
-    if not magnitudes or (len(group) == 1 and group[0][2] == 1.0):
+    alone = len(group) == 1 and group[0][2] == 1.0 and recipe.reduction is None
+    if not magnitudes or alone:
         return None
     title = "DoRA normalises the weight it is on, so its sum with another change needs the base"
     return refusal("AT272", title, magnitudes, "merge each into the base instead")
@@ -141,25 +158,36 @@ def _mixed(groups: Iterable[tuple[str, str]]) -> list[Finding]:
 
 
 def _joined(
-    group: Sequence[Weighted], recipe: Recipe, weights: Sequence[float], done: Combined
-) -> Update:
+    group: Sequence[Weighted], recipe: Recipe, weights: Sequence[float]
+) -> tuple[Update, float | None]:
+    """Return a group's update, and the share of its energy that a rank rule left out."""
     first = group[0][1]
     if isinstance(first, LowRank) and first.magnitude is not None:
-        return first
+        return first, None
     if isinstance(first, LowRank):
         parts = {n: Part(u, w) for n, u, w in group if isinstance(u, LowRank)}
         if recipe.reduction is None:
-            return concatenate(list(parts.values()))
+            return concatenate(list(parts.values())), None
         factor = factor_of(first.target.module, recipe.weights)
-        update, lost = reduced(parts, [w * factor for w in weights], recipe.reduction)
-        done.discarded[first.target.name] = lost
-        return update
+        return reduced(parts, [w * factor for w in weights], recipe.reduction)
     if isinstance(first, Scaling):
         vectors = [(u.vector, w) for _, u, w in group if isinstance(u, Scaling)]
         if len(vectors) == 1 and vectors[0][1] == 1.0:
-            return first
+            return first, None
         if recipe.vectors == "product":
-            return replace(first, vector=multiplied(vectors))
+            return replace(first, vector=multiplied(vectors)), None
         rest = 1.0 - sum(weight for _, weight in vectors)
-        return replace(first, vector=combined(vectors, rest))
-    return group[-1][1]
+        return replace(first, vector=combined(vectors, rest)), None
+    if isinstance(first, Rows) and len(group) > 1 and not _same_rows(group):
+        return _union([u for _, u, _ in group if isinstance(u, Rows)]), None
+    return group[-1][1], None
+
+
+def _same_rows(group: Sequence[Weighted]) -> bool:
+    return len({u.index for _, u, _ in group if isinstance(u, Rows)}) == 1
+
+
+def _union(updates: Sequence[Rows]) -> Rows:
+    """Return token rows that several adapters set, each some of them."""
+    index = tuple(n for update in updates for n in update.index)
+    return replace(updates[0], index=index, values=concatenated([u.values for u in updates], 0))

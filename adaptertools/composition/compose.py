@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class CompositionPlan:
             **self.writing.to_json(),
             "ranks": list(self.ranks),
             "discarded": {"largest": worst, "targets": dict(self.discarded)},
+            "notes": [note.to_json() for note in self.notes],
         }
 
 
@@ -98,7 +100,8 @@ class Composition:
         _check_sources([adapter for adapter, _ in opened])
         spec = get_format(self.to or _format(opened[0][0]), tuple(self.specs))
         recipe = _with_ids(self.recipe, [adapter for adapter, _ in opened], self.jobs)
-        done = combine(opened, recipe)
+        with _one_thread(recipe):
+            done = combine(opened, recipe)
         whole = _as_adapter([adapter for adapter, _ in opened], done, spec.config_schema)
         writing = prepare(whole, spec, model, dtype=self.dtype, lossy=self.lossy)
         is_single(writing, self.out)
@@ -144,6 +147,22 @@ class Composition:
         return CompositionResult(self.out, plan, tuple(checked))
 
 
+@contextmanager
+def _one_thread(recipe: Recipe) -> Iterator[None]:
+    """Let torch compute each target by one thread, where several run; afterwards as before."""
+    if recipe.reduction is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if recipe.jobs > 1 else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _with_ids(recipe: Recipe, adapters: Sequence[Adapter], jobs: int) -> Recipe:
     """Return the recipe with what its method needs to know of the adapters; checks the method."""
     if recipe.reduction is None:
@@ -158,11 +177,9 @@ def _with_ids(recipe: Recipe, adapters: Sequence[Adapter], jobs: int) -> Recipe:
             f"the method {method.name} works on whole weights",
             hint="merge the adapters into bases and use it there; adapters hold only changes",
         )
-    import torch
-
-    torch.set_num_threads(1)  # each target is computed by one thread
     params = check_params(method, recipe.reduction.params)
-    ids = tuple(map(content_id, adapters)) if method.random else ("",) * len(adapters)
+    needed = method.random or method.kind == "dense"
+    ids = tuple(map(content_id, adapters)) if needed else ("",) * len(adapters)
     reduction = replace(recipe.reduction, params=params, ids=ids)
     return replace(recipe, reduction=reduction, jobs=jobs if method.kind == "low_rank" else 1)
 
@@ -190,6 +207,7 @@ def _format(adapter: Adapter) -> str:
 
 def _as_adapter(adapters: Sequence[Adapter], done: Combined, schema: str | None) -> Adapter:
     first = adapters[0]
+    named = next((adapter for adapter in adapters if adapter.base_model), first)
     config = {k: first.config[k] for k in KEPT if k in first.config}
     return Adapter(
         path=" + ".join(adapter.path for adapter in adapters),
@@ -197,8 +215,8 @@ def _as_adapter(adapters: Sequence[Adapter], done: Combined, schema: str | None)
         method=first.method,
         updates=tuple(done.updates),
         config=config,
-        base_model=next((a.base_model for a in adapters if a.base_model), None),
-        base_revision=first.base_revision,
+        base_model=named.base_model,
+        base_revision=named.base_revision,
         files=first.files,
         config_schema=schema if first.config_schema == schema else None,
     )

@@ -62,6 +62,8 @@ def compose(
         dtype=dtype,
     )
     job.to, job.base = to or "", None if base is None else Path(base)
+    if jobs is not None and jobs < 1:
+        raise AdapterError("AT500", f"jobs must be at least 1, not {jobs}")
     job.lossy, job.overwrite, job.jobs = lossy, overwrite, jobs or available_cores()
     job.specs, job.given = tuple(Path(spec) for spec in specs), given
     return job.run(job.plan())
@@ -89,9 +91,16 @@ def composition(
         raise AdapterError("AT500", f"vectors are composed linear or product, not {vectors!r}")
     if split not in ("balanced", "up", "down"):
         raise AdapterError("AT500", f"σ is split balanced, up or down, not {split!r}")
+    if compat not in (None, "peft"):
+        raise AdapterError("AT500", f"results can be like PEFT's, not like {compat!r}")
+    if rule is not None:
+        from adaptertools.composition.reduce import check_rule
+
+        check_rule(rule)
     reduction = None
     if method not in (None, "exact") or rule is not None or compat:
-        chosen = "linear" if method in (None, "exact") else str(method)
+        plain = "cat" if compat else "linear"
+        chosen = plain if method in (None, "exact") else str(method)
         like: Literal["", "peft"] = "peft" if compat == "peft" else ""
         reduction = Reduction(chosen, params or {}, rule, seed, split=split, compat=like)
     elif params:

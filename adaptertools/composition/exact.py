@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 from adaptertools.adapter.model import Factor, LowRank
 from adaptertools.composition.results import combined
 from adaptertools.conversion.values import cast, common_dtype, gated, scaled
+from adaptertools.errors import AdapterError
 from adaptertools.formats.factors import concatenated
+
+LARGEST = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,16 @@ class Part:
 def concatenate(parts: Sequence[Part]) -> LowRank:
     """Return one update whose ΔW is the weighted sum of those of `parts`."""
     parts = [Part(_plain(part.update), part.weight) for part in parts]
-    scale = next((abs(p.coefficient) for p in parts if p.coefficient), 1.0)
+    scale = max(abs(p.coefficient) for p in parts) or 1.0
+    if not scale < LARGEST:
+        raise AdapterError(
+            "AT500",
+            f"the weights give it the scale {scale:g}, which no format holds",
+            key=parts[0].update.target.name,
+        )
     ratios = [part.coefficient / scale for part in parts]
     dtype = common_dtype([f.dtype for p in parts for f in (p.update.down, p.update.up)])
-    if dtype in ("BF16", "F16") and not all(map(_exact, ratios)):
+    if dtype in ("BF16", "F16") and not all(_exact(ratio, dtype) for ratio in ratios):
         dtype = "F32"
     first = parts[0].update
     down_axis, up_axis = (0, 1) if first.experts is None else (1, 2)
@@ -52,7 +61,7 @@ def concatenate(parts: Sequence[Part]) -> LowRank:
         scale=scale,
         rank=rank,
         alpha=first.alpha if alone else None,
-        bias=_bias(parts, ratios),
+        bias=_bias(parts, ratios, dtype),
     )
 
 
@@ -63,12 +72,14 @@ def _plain(update: LowRank) -> LowRank:
     return replace(update, up=gated(update.up, update.gate), gate=None)
 
 
-def _exact(ratio: float) -> bool:
-    """Say whether multiplying by a ratio only moves the exponent."""
-    return ratio == 0.0 or abs(math.frexp(ratio)[0]) == 0.5
+def _exact(ratio: float, dtype: str) -> bool:
+    """Say whether multiplying by a ratio only moves the exponent, far from the end of its range."""
+    if ratio == 0.0 or abs(ratio) == 1.0:
+        return True
+    return dtype == "BF16" and abs(math.frexp(ratio)[0]) == 0.5 and abs(ratio) > 2.0**-32
 
 
-def _bias(parts: Sequence[Part], ratios: Sequence[float]) -> Factor | None:
+def _bias(parts: Sequence[Part], ratios: Sequence[float], dtype: str) -> Factor | None:
     """Return the sum of the biases, which share the scale of ΔW."""
     biased = [
         (part.update.bias, ratio)
@@ -77,4 +88,4 @@ def _bias(parts: Sequence[Part], ratios: Sequence[float]) -> Factor | None:
     ]
     if len(biased) == 1 and biased[0][1] == 1.0:
         return biased[0][0]
-    return combined(biased) if biased else None
+    return combined(biased, dtype=dtype) if biased else None

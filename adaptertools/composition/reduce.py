@@ -43,6 +43,16 @@ class Reduction:
     alpha: Literal["one", "keep"] = "one"
 
 
+def check_rule(rule: tuple[str, float]) -> None:
+    """Raise `AdapterError` (AT500) where a rank rule's value is not one."""
+    from adaptertools.algebra.recompress import Rule
+
+    name, value = rule
+    if name == "rank" and not float(value).is_integer():
+        raise AdapterError("AT500", f"a rank is a whole number, not {value}")
+    Rule(name, value)  # type: ignore[arg-type]
+
+
 def reduced(
     parts: Mapping[int, Part], weights: Sequence[float], reduction: Reduction
 ) -> tuple[LowRank, float]:
@@ -73,7 +83,11 @@ def reduced(
     method = get_method(reduction.method, reduction.compat)
     key = Key(reduction.seed, first.target.name, reduction.ids)
     terms = _terms(parts, weights)
-    rule: Any = reduction.rule and Rule(*reduction.rule)  # type: ignore[arg-type]
+    if reduction.compat:  # PEFT leaves out, module by module, adapters that lack it
+        here = sorted(parts)
+        terms = [terms[number] for number in here]
+        key = replace(key, adapters=tuple(reduction.ids[number] for number in here))
+    rule: Any = reduction.rule and Rule(*reduction.rule)
     if method.kind == "low_rank":
         up, down = method.run(terms, reduction.params, key)
         spectrum = above_noise(recompress([up], [down]), _noise(terms))
@@ -90,8 +104,17 @@ def reduced(
         for part in parts.values()
         if part.update.bias is not None
     ]
+    params = reduction.params
+    plain = (params.get("normalize", "none"), params.get("lambda", 1.0)) == ("none", 1.0)
+    if biases and (reduction.method != "linear" or not plain):
+        raise AdapterError(
+            "AT278",
+            f"has a bias beside ΔW, and the method {reduction.method} says nothing of biases",
+            key=first.target.name,
+            hint="leave the method out: an exact sum has one",
+        )
     lost = spectrum.discarded / spectrum.energy if spectrum.energy else 0.0
-    return replace(update, bias=combined(biases) if biases else None), lost
+    return replace(update, bias=combined(biases, dtype=update.up.dtype) if biases else None), lost
 
 
 def _terms(parts: Mapping[int, Part], weights: Sequence[float]) -> list[Term]:

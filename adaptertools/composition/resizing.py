@@ -2,8 +2,8 @@
 
 | code | condition |
 |---|---|
-| AT277 | nothing in the adapter has a rank |
-| AT278 | a DoRA's rank: what a smaller one loses depends on the base |
+| AT660 | nothing in the adapter has a rank |
+| AT661 | a DoRA's rank: what a smaller one loses depends on the base |
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ def resizing(
     assert job.recipe.reduction is not None
     stored = "source" if job.dtype == "auto" else job.dtype if job.dtype in FLOATS else "F32"
     kept: Alpha = "keep" if alpha == "keep" else "one"
-    reduction = replace(
-        job.recipe.reduction, rule=(name, rule[1], most), dtype=stored, alpha=kept
-    )
+    reduction = replace(job.recipe.reduction, rule=(name, rule[1], most), dtype=stored, alpha=kept)
     job.recipe = replace(job.recipe, reduction=reduction)
     return job
 
@@ -134,10 +132,10 @@ def _check(job: Composition) -> None:
     if doras := [u for u in ranked if u.magnitude is not None]:
         title = "DoRA normalises W + ΔW, so what a smaller rank loses needs the base"
         hint = "merge it into its base, and extract a LoRA of the rank you want"
-        raise FindingsError([refusal("AT278", title, doras, hint)])
+        raise FindingsError([refusal("AT661", title, doras, hint)])
     if adapter.updates and not ranked:
         title = f"nothing here has a rank: {adapter.format} holds other changes only"
-        raise AdapterError("AT277", title, file=adapter.files[0])
+        raise AdapterError("AT660", title, file=adapter.files[0])
 
 
 def _targets(plan: CompositionPlan) -> tuple[Resized, ...]:

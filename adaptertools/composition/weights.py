@@ -24,11 +24,13 @@ class ModuleWeight:
         found = _LAYERS.fullmatch(self.pattern)
         if found is None:
             return fnmatch.fnmatchcase(module, self.pattern) or f".{self.pattern}." in f".{module}."
-        _, word, first, last, rest = found.groups()
-        inside = re.search(rf"(?:^|\.){word}\.(\d+)\.(.+)$", module)
-        if inside is None or not int(first) <= int(inside[1]) <= int(last):
+        head, word, first, last, rest = found.groups()
+        inside = re.fullmatch(rf"(?:(.*)\.)?{word}\.(\d+)\.(.+)", module)
+        if inside is None or not int(first) <= int(inside[2]) <= int(last):
             return False
-        return rest is None or fnmatch.fnmatchcase(inside[2], rest)
+        if head is not None and not f".{inside[1] or ''}".endswith(f".{head}"):
+            return False
+        return rest is None or fnmatch.fnmatchcase(inside[3], rest)
 
 
 def parse_weights(text: str) -> tuple[ModuleWeight, ...]:

@@ -34,11 +34,21 @@ class Support:
         found = [one for update in updates for one in self._pieces(update)]
         kept = [done for update in found if (done := self._one(update)) is not None]
         kept = self._multiplied(kept)
+        self._check_magnitudes(kept)
         for (code, title), refused in self._refused.items():
             self.findings.append(refusal(code, title, refused, self._hint(code)))
         for title, lost in self._lost.items():
             self.changes.append(Change("lost", title, tuple(u.target.name for u in lost)))
         return kept
+
+    def _check_magnitudes(self, kept: list[Update]) -> None:
+        """Refuse DoRA on some modules only: a config switches it on for all of them."""
+        low_rank = [u for u in kept if isinstance(u, LowRank) and u.experts is None]
+        plain = [u for u in low_rank if u.magnitude is None]
+        if plain and len(plain) < len(low_rank):
+            title = f"{self.spec.title} has DoRA for all modules or for none; these have none"
+            for update in plain:
+                self._refuse("AT250", title, update)
 
     def _multiplied(self, updates: list[Update]) -> list[Update]:
         """Join two vectors for the outputs of one module to their product."""

@@ -1,0 +1,1 @@
+"""compose, held against dense sums in fp64."""
