@@ -129,7 +129,7 @@ def dense_spectrum(delta: Tensor) -> Spectrum:
 
 
 def above_noise(spectrum: Spectrum, floor: float) -> Spectrum:
-    """Return the triplets whose singular value is over `floor`; none where all is rounding noise."""
+    """Return the triplets whose singular value is over `floor`; none where all is rounding."""
     kept = int((spectrum.sigma > floor).sum())
     u, sigma, v = spectrum.u[:, :kept], spectrum.sigma[:kept], spectrum.v[:, :kept]
     return replace(spectrum, u=u, sigma=sigma, v=v, energy=float(sigma.square().sum()))

@@ -149,7 +149,7 @@ def _data(tensor: Stored) -> list[memoryview]:
 
     values = _loaded(tensor)
     little = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    flat: Any = row_major(little).reshape(-1).view(np.uint8)
+    flat: Any = row_major(little, reuse=True).reshape(-1).view(np.uint8)
     return [memoryview(flat)]
 
 

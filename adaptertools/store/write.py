@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 STEP = 4 << 20
 # Columns moved at once in a transpose: more rows than a cache set has ways would evict each other.
 _COLUMNS = 8
-_KEEP = 4 << 20
+_KEEP = 16 << 20
 _KEPT = threading.local()
 
 
@@ -74,13 +74,14 @@ def raw_bytes(tensor: Stored) -> memoryview:
         why = f"{bits.dtype} {list(bits.shape)} in place of {tensor.dtype} {list(tensor.shape)}"
         raise SourceError("AT152", why, key=tensor.name)
     little = bits.astype(bits.dtype.newbyteorder("<"), copy=False)
-    return row_major(little).reshape(-1).view(np.uint8).data
+    return row_major(little, reuse=True).reshape(-1).view(np.uint8).data
 
 
-def row_major(bits: NDArray[Any]) -> NDArray[Any]:
+def row_major(bits: NDArray[Any], *, reuse: bool = False) -> NDArray[Any]:
     """Return `bits` contiguous; a transposed one is copied a few columns at a time.
 
-    A small copy goes to memory that its thread keeps: fresh pages cost more than the copy.
+    With `reuse` the copy may go to memory that its thread keeps, as fresh pages cost more than the
+    copy; it is good until the thread's next one.
     """
     import numpy as np
 
@@ -88,7 +89,7 @@ def row_major(bits: NDArray[Any]) -> NDArray[Any]:
     if not tall or bits.flags.c_contiguous or bits.strides[-2] != bits.itemsize:
         return np.ascontiguousarray(bits)
     whole: NDArray[Any]
-    if bits.nbytes <= _KEEP:
+    if reuse and bits.nbytes <= _KEEP:
         if not hasattr(_KEPT, "room"):
             _KEPT.room = np.empty(_KEEP, np.uint8)
         whole = _KEPT.room[: bits.nbytes].view(bits.dtype).reshape(bits.shape)

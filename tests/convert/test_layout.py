@@ -281,3 +281,19 @@ def test_loralib(tmp_path: Path) -> None:
         wanted |= {f"{module}.lora_A": down, f"{module}.lora_B": up}
     equal(of_torch(tmp_path / "out" / "lora.pt"), wanted)
     assert result.plan.told == {"lora_alpha": 6}
+
+
+def test_transposed_factors_are_not_compared_with_themselves() -> None:
+    """Two transposed factors of different values are different: no memory is shared."""
+    from dataclasses import replace
+
+    from adaptertools.adapter.model import Factor
+    from adaptertools.formats.factors import same
+
+    def factor(start: int) -> Factor:
+        values = np.arange(start, start + 12, dtype=np.uint32).reshape(3, 4).T
+        none: Any = None
+        return Factor("x", (4, 3), "F32", 48, "", none, none, none, lambda: values)
+
+    assert same(factor(0), replace(factor(0)))
+    assert not same(factor(0), factor(1))

@@ -84,4 +84,6 @@ def test_a_norm_is_kept(way: str) -> None:
 def test_a_sketch_is_of_its_tensor() -> None:
     assert np.array_equal(KEY.normals(7, 3), KEY.normals(7, 3))
     assert not (KEY.normals(7, 3) == replace(KEY, tensor="b").normals(7, 3)).any()
+    turned = replace(KEY, adapters=KEY.adapters[::-1])
+    assert np.array_equal(KEY.normals(7, 3), turned.normals(7, 3))
     assert KEY.normals(7, 3).dtype == np.float32
