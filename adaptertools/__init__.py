@@ -12,12 +12,15 @@ from adaptertools.errors import AdapterError, Finding, FindingsError
 
 if TYPE_CHECKING:
     from adaptertools.base.merge import merge as merge
+    from adaptertools.base.unmerging import unmerge as unmerge
     from adaptertools.base.verify import verify as verify
     from adaptertools.check.converting import convert as convert
     from adaptertools.check.differing import diff as diff
     from adaptertools.check.inspecting import inspect as inspect
     from adaptertools.check.validating import validate as validate
     from adaptertools.composition.composing import compose as compose
+    from adaptertools.composition.extracting import extract as extract
+    from adaptertools.composition.resizing import resize as resize
     from adaptertools.formats.opening import open_adapter as open
 
 __all__ = [
@@ -27,14 +30,20 @@ __all__ = [
     "compose",
     "convert",
     "diff",
+    "extract",
     "inspect",
     "merge",
     "open",
+    "resize",
+    "unmerge",
     "validate",
     "verify",
 ]
 
 _LAZY = {
+    "extract": ("adaptertools.composition.extracting", "extract"),
+    "resize": ("adaptertools.composition.resizing", "resize"),
+    "unmerge": ("adaptertools.base.unmerging", "unmerge"),
     "compose": ("adaptertools.composition.composing", "compose"),
     "diff": ("adaptertools.check.differing", "diff"),
     "convert": ("adaptertools.check.converting", "convert"),

@@ -22,7 +22,9 @@ HINT = "the base is needed for that: start from it"
 
 def undone(adapters: Sequence[tuple[Adapter, float]]) -> list[tuple[Adapter, float]]:
     """Return what takes `adapters` out again, the last one first; raises `FindingsError`."""
-    findings = [f for adapter, _ in adapters for u in adapter.updates if (f := _refused(adapter, u))]
+    findings = [
+        f for adapter, _ in adapters for u in adapter.updates if (f := _refused(adapter, u))
+    ]
     if findings:
         raise FindingsError(findings)
     return [one for adapter, weight in reversed(adapters) for one in _inverse(adapter, weight)]

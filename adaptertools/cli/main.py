@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "extract": ("extract", "Find the adapter between two checkpoints."),
     "merge": ("merge", "Merge adapters into a base checkpoint."),
     "unmerge": ("unmerge", "Take adapters out of a checkpoint they were merged into."),
+    "search": ("search", "Search the best weights by a scorer."),
     "verify": ("verify", "Check that a checkpoint holds a merge, whoever made it."),
     "diff": ("diff", "Compare two adapters or two checkpoints."),
     "run": ("run", "Run a recipe: compose, convert, merge."),

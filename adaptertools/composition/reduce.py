@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaptertools.adapter.model import Adapter, LowRank, factors
+from adaptertools.adapter.model import Adapter, Factor, LowRank, factors
 from adaptertools.composition.exact import Part
 from adaptertools.composition.results import combined, held
 from adaptertools.conversion.values import common_dtype
@@ -99,9 +99,15 @@ def reduced(
         spectrum = dense_to_low_rank(delta, rule or Rule("rank", widest), key)
     new_up, new_down = padded(split(spectrum, reduction.split), 1)  # type: ignore[arg-type]
     update = _update(first, new_up, new_down, reduction)
+    lost = spectrum.discarded / spectrum.energy if spectrum.energy else 0.0
+    return replace(update, bias=_bias(parts.values(), update, reduction)), lost
+
+
+def _bias(parts: Iterable[Part], update: LowRank, reduction: Reduction) -> Factor | None:
+    """Return the sum of the biases beside ΔW, in the scale of `update`; raises (AT278)."""
     biases = [
         (part.update.bias, part.coefficient / update.scale)
-        for part in parts.values()
+        for part in parts
         if part.update.bias is not None
     ]
     params = reduction.params
@@ -110,11 +116,10 @@ def reduced(
         raise AdapterError(
             "AT278",
             f"has a bias beside ΔW, and the method {reduction.method} says nothing of biases",
-            key=first.target.name,
+            key=update.target.name,
             hint="leave the method out: an exact sum has one",
         )
-    lost = spectrum.discarded / spectrum.energy if spectrum.energy else 0.0
-    return replace(update, bias=combined(biases, dtype=update.up.dtype) if biases else None), lost
+    return combined(biases, dtype=update.up.dtype) if biases else None
 
 
 def _terms(parts: Mapping[int, Part], weights: Sequence[float]) -> list[Term]:

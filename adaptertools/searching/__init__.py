@@ -1,0 +1,1 @@
+"""Searching the best weights: sample, compose or merge, score, keep the best."""
