@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -47,6 +48,10 @@ class Grouping:
         self._report()
 
     def _place(self, slot: Slot) -> list[_Hit]:
+        if any(fnmatch.fnmatchcase(slot.name, glob) for glob in self.spec.ignored):
+            title = f"the runtime of {self.spec.title} takes no notice of it, and so do we"
+            self._find("AT316", "warning", title, slot.name)
+            return []
         hits = self._hits(slot.name, fallback=False) or self._hits(slot.name, fallback=True)[:1]
         if not hits:
             self.unmatched.append(slot.name)

@@ -101,6 +101,7 @@ class FormatSpec:
     refusals: tuple[Refusal, ...] = ()
     limits: Mapping[str, Any] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     parts: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
     write: Mapping[str, Any] = field(default_factory=dict)
@@ -165,6 +166,7 @@ def _compile(raw: Mapping[str, Any], source: str) -> FormatSpec:
         ),
         limits=raw.get("limits", {}),
         marks=tuple(raw.get("marks", ())),
+        ignored=tuple(raw.get("ignored", ())),
         parts=raw.get("parts", {}),
         model=files.get("model"),
         write=raw.get("write", {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -96,3 +97,25 @@ def test_mlx_without_a_base_is_not_guessed(tmp_path: Path) -> None:
     except adaptertools.AdapterError:
         return
     assert config_of(tmp_path)["num_layers"] == -1
+
+
+def test_what_llama_cpp_takes_no_notice_of_is_told(tmp_path: Path) -> None:
+    """A norm in a GGUF adapter is accepted by its loader and never used: a warning, no error."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "a.gguf", "llama")
+    for key, value in (("general.type", "adapter"), ("adapter.type", "lora")):
+        writer.add_string(key, value)
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    for name, shape in (("lora_a", (2, 6)), ("lora_b", (5, 2))):
+        writer.add_tensor(f"blk.0.attn_v.weight.{name}", np.ones(shape, np.float32))
+    writer.add_tensor("blk.0.attn_norm.weight", np.ones(6, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    adapter = adaptertools.open(tmp_path / "a.gguf")
+    told = [(f.id, f.severity, f.where.key) for f in adapter.findings if f.id == "AT316"]
+    assert told == [("AT316", "warning", "blk.0.attn_norm.weight")]
+    assert not adapter.errors
+    assert len(adapter.updates) == 1
