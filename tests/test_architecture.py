@@ -16,7 +16,17 @@ PACKAGE = ROOT / "adaptertools"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SHARED = {"errors", "schemas"}
 # room → the rooms it may import: of the chain, those before it
-CHAIN = ("formats", "algebra", "conversion", "base", "composition", "check", "recipes", "searching", "cli")
+CHAIN = (
+    "formats",
+    "algebra",
+    "conversion",
+    "base",
+    "composition",
+    "check",
+    "recipes",
+    "searching",
+    "cli",
+)
 BELOW = SHARED | {"patterns", "adapter", "store"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
