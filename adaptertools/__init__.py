@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adaptertools.composition.extracting import extract as extract
     from adaptertools.composition.resizing import resize as resize
     from adaptertools.formats.opening import open_adapter as open
+    from adaptertools.searching.search import search as search
 
 __all__ = [
     "AdapterError",
@@ -35,12 +36,14 @@ __all__ = [
     "merge",
     "open",
     "resize",
+    "search",
     "unmerge",
     "validate",
     "verify",
 ]
 
 _LAZY = {
+    "search": ("adaptertools.searching.search", "search"),
     "extract": ("adaptertools.composition.extracting", "extract"),
     "resize": ("adaptertools.composition.resizing", "resize"),
     "unmerge": ("adaptertools.base.unmerging", "unmerge"),

@@ -120,7 +120,6 @@ class Search:
         document = self.making.recipe(loop.best.point, self.space, adapter)
         write_recipe(document, recipe)
         cook(recipe, out, available_cores(), overwrite=self.overwrite)
-        write_recipe(document, recipe)  # composing to a single file leaves its own there
         plot = beside(out, "search.png")
         drawn = write_png(plot, loop.trials, self.space, self.minimize)
         return SearchResult(
