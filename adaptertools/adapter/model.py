@@ -93,6 +93,11 @@ class LowRank:
     parts: int | None = None
     enabled: tuple[str, ...] = ()
 
+    @property
+    def of_embedding(self) -> bool:
+        """Whether the target is an embedding: only that weight is always stored `in out`."""
+        return self.weight == ("in out",)
+
 
 @dataclass(frozen=True, slots=True)
 class Scaling:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -29,11 +28,6 @@ def _rounded(values: torch.Tensor, wide: torch.Tensor, out: torch.dtype) -> torc
     if bool((values.isfinite() & ~result.isfinite()).any()):
         raise OverflowError(f"a value of {float(wide.abs().max()):.3g} is too large for it")
     return result
-
-
-def is_exact(factor: float) -> bool:
-    """Say whether multiplying by `factor` only moves the exponent."""
-    return abs(math.frexp(factor)[0]) == 0.5
 
 
 def as_bits(values: torch.Tensor) -> Any:

@@ -7,7 +7,6 @@ moved as raw bits. Peak memory is one tensor.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -20,7 +19,7 @@ from adaptertools.base.checkpoint import Checkpoint, open_base
 from adaptertools.base.quantised import refuse_quantised
 from adaptertools.errors import MergeError
 from adaptertools.store.dtypes import nbytes
-from adaptertools.store.place import check_place, check_space, hidden_sibling, publish
+from adaptertools.store.place import check_place, check_space, publish, staged
 from adaptertools.store.read import read_bits
 from adaptertools.store.slot import Slot
 from adaptertools.store.stored import Stored
@@ -98,11 +97,8 @@ class Relayout:
         from adaptertools.store.write import write_safetensors
 
         check_space(self.out, plan.bytes, 0)
-        folder = hidden_sibling(self.out, "new")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
         done = 0
-        try:
+        with staged(self.out) as folder:
             for name, tensors in plan.files.items():
                 if name.endswith(".pth"):
                     write_torch(folder / name, tensors)
@@ -113,8 +109,6 @@ class Relayout:
             for name, values in plan.configs.items():
                 (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             publish(folder, self.out)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         return self.out
 
 

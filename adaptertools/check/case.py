@@ -134,7 +134,7 @@ def is_embedding(update: LowRank) -> bool:
     """Say whether an update is on an input embedding, which is read by rows."""
     names = schemas.table("names")["tied_embeddings"]
     module = f".{update.target.name}"
-    return tuple(update.weight) == ("in out",) or any(module.endswith(f".{n}") for n in names)
+    return update.of_embedding or any(module.endswith(f".{n}") for n in names)
 
 
 def is_head(update: LowRank) -> bool:

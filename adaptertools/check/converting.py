@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptertools.check.repairing import fit_server
 from adaptertools.conversion.convert import Conversion, ConversionResult
-from adaptertools.store.dtypes import dtype_name
+from adaptertools.store.dtypes import storage_word
 from adaptertools.store.threads import available_cores
 
 
@@ -40,7 +40,7 @@ def convert(
         Path(out),
         None if base is None else Path(base),
         lossy,
-        dtype if dtype == "auto" else "Q8_0" if dtype.lower() == "q8_0" else dtype_name(dtype),
+        storage_word(dtype),
         overwrite,
         check,
         jobs or available_cores(),

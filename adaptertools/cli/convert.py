@@ -23,7 +23,7 @@ from adaptertools.cli.output import SHOWN, Output, human_bytes
 from adaptertools.conversion.convert import Conversion, ConversionResult
 from adaptertools.conversion.prepare import ConversionPlan
 from adaptertools.conversion.report import Change
-from adaptertools.store.dtypes import dtype_name
+from adaptertools.store.dtypes import storage_word
 from adaptertools.store.threads import available_cores
 
 
@@ -90,7 +90,7 @@ def command(
         out,
         base,
         lossy,
-        stored_dtype(dtype),
+        storage_word(dtype),
         overwrite,
         check,
         jobs or available_cores(),
@@ -127,13 +127,6 @@ def _base(job: Relayout, printer: Output, *, dry_run: bool) -> None:
             job.progress = progress
             job.run(plan)
     printer.result({"out": str(job.out), **facts}, lines, str(job.out))
-
-
-def stored_dtype(word: str) -> str:
-    """Return the dtype that --dtype names."""
-    if word == "auto":
-        return word
-    return "Q8_0" if word.lower() == "q8_0" else dtype_name(word)
 
 
 def plan_lines(plan: ConversionPlan) -> Iterator[str]:

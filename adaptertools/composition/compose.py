@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from adaptertools.formats.config import config_findings
 from adaptertools.formats.model import UNKNOWN, read_model
 from adaptertools.formats.opening import open_adapter
 from adaptertools.formats.registry import get_format
-from adaptertools.store.place import check_place, check_space, hidden_sibling, publish
+from adaptertools.store.place import check_place, check_space, publish, staged
 
 Progress = Callable[[int, int], None]
 KEPT = ("task_type", "auto_mapping")
@@ -129,21 +128,15 @@ class Composition:
         """Write the plan, read it back, compare, and only then move it into place."""
         single = is_single(plan.writing, self.out)
         check_space(self.out, plan.writing.bytes, 0)
-        folder = hidden_sibling(self.out, "new")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        try:
+        with staged(self.out) as folder:
             path = write_plan(plan.writing, folder, self.dtype, self.jobs, self.progress)
-            model = UNKNOWN if self.base is None else read_model(self.base)
-            checked = check_equal(plan.writing, path, model, self.dtype, self.jobs, self.specs)
+            checked = check_equal(plan.writing, path, self.dtype, self.jobs, self.specs)
             written = config_bytes(RECIPE, self.as_recipe())
             if not single:
                 (folder / RECIPE).write_bytes(written)
             publish(path if single else folder, self.out)
             if single:
                 self.out.with_name(f"{self.out.name}.{RECIPE}").write_bytes(written)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         return CompositionResult(self.out, plan, tuple(checked))
 
 

@@ -16,7 +16,7 @@ from adaptertools.adapter.model import Factor, LowRank, Replace, Rows, Scaling, 
 from adaptertools.conversion.values import scaled
 from adaptertools.errors import FormatError
 from adaptertools.formats.factors import is_zero, same
-from adaptertools.formats.model import UNKNOWN, Model
+from adaptertools.formats.model import UNKNOWN
 from adaptertools.formats.opening import open_adapter
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ def compare(
 def check_equal(
     plan: ConversionPlan,
     path: Path,
-    model: Model,
     dtype: str,
     jobs: int,
     specs: Sequence[Path] = (),
 ) -> list[Comparison]:
     """Read back what was written and compare; raises `FormatError` (AT258) where it differs."""
+    model = plan.model
     known = None if model is UNKNOWN else model
     back = open_adapter(path, specs=specs, model=known, given=plan.told)
     if back.errors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from adaptertools.formats.model import UNKNOWN, read_model
 from adaptertools.formats.opening import open_adapter
 from adaptertools.formats.registry import get_format
 from adaptertools.formats.spec import FormatSpec
-from adaptertools.store.place import check_place, check_space, hidden_sibling, publish
+from adaptertools.store.place import check_place, check_space, publish, staged
 
 Progress = Callable[[int, int], None]
 
@@ -104,23 +103,17 @@ class Conversion:
         """Write the plan, read it back, compare, and only then move it into place."""
         single = is_single(plan, self.out)
         check_space(self.out, plan.bytes, 0)
-        folder = hidden_sibling(self.out, "new")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        try:
+        with staged(self.out) as folder:
             path = write_plan(plan, folder, self.dtype, self.jobs, self.progress)
             readable = plan.spec.write["container"] != "rows"
-            model = UNKNOWN if self.base is None else read_model(self.base)
             checked = (
-                check_equal(plan, path, model, self.dtype, self.jobs, self.specs)
+                check_equal(plan, path, self.dtype, self.jobs, self.specs)
                 if self.check and readable
                 else []
             )
             if self.judge is not None:
                 self.judge(path)
             publish(path if single else folder, self.out)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         return ConversionResult(self.out, plan, tuple(checked))
 
     def _spec(self) -> FormatSpec:

@@ -33,6 +33,7 @@ class ConversionPlan:
 
     source: Adapter
     spec: FormatSpec
+    model: Model
     file: str
     updates: tuple[Update, ...]
     tensors: tuple[Stored, ...]
@@ -99,6 +100,7 @@ def prepare(
     return ConversionPlan(
         adapter,
         spec,
+        model,
         spec.write["file"],
         tuple(updates),
         tuple(render(native, spec)),

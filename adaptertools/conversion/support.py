@@ -119,7 +119,7 @@ class Support:
             return self._cannot(f"{title} holds no DoRA magnitudes", update)
         if (
             update.magnitude is not None
-            and is_embedding(update)
+            and update.of_embedding
             and not self._limit("dora_embeddings")
         ):
             return self._cannot(f"{title} has DoRA magnitudes of embeddings by token", update)
@@ -128,7 +128,7 @@ class Support:
             update = replace(update, bias=None)
         if len(update.down.shape) > 2 and update.experts is None and not self._limit("conv"):
             return self._cannot(f"{title} holds no convolutions", update)
-        if is_embedding(update) and not self._limit("embeddings"):
+        if update.of_embedding and not self._limit("embeddings"):
             return self._cannot(f"{title} holds no updates of embeddings", update)
         return self._placed(update)
 
@@ -232,8 +232,3 @@ class Support:
 
     def _refuse(self, code: str, title: str, update: Update) -> None:
         self._refused.setdefault((code, title), []).append(update)
-
-
-def is_embedding(update: Update) -> bool:
-    """Say whether an update is of an embedding: only that weight is always stored `in out`."""
-    return isinstance(update, LowRank) and update.weight == ("in out",)

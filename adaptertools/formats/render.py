@@ -119,8 +119,7 @@ def _entry(update: Update, spec: FormatSpec, touched: set[str]) -> UpdateSpec:
     rest = [e for e in entries if not e.modules and e.beside == (module in touched)]
     rest = rest or [e for e in entries if not e.modules and not e.beside]
     if isinstance(update, LowRank):
-        embedding = update.weight == ("in out",)
-        only = [e for e in rest if (e.weight == ("in out",)) == embedding]
+        only = [e for e in rest if (e.weight == ("in out",)) == update.of_embedding]
         rest = only or rest
     chosen = own or [e for e in rest if not _needs_adapter(e, spec)]
     if not chosen:

@@ -14,7 +14,7 @@ from adaptertools.composition.composing import composition
 from adaptertools.conversion.convert import Conversion
 from adaptertools.errors import AdapterError
 from adaptertools.recipes.recipe import RecipeFile, RecipeStep
-from adaptertools.store.dtypes import dtype_name
+from adaptertools.store.dtypes import storage_word
 from adaptertools.store.threads import available_cores
 
 Progress = Callable[[int, int], None]
@@ -109,14 +109,13 @@ class Kitchen:
         return plan.to_json() if self.dry_run else job.run(plan).to_json()
 
     def _convert(self, fields: Mapping[str, Any], out: Path) -> dict[str, Any]:
-        dtype = str(fields.get("dtype", "auto"))
         job = Conversion(
             self.folder / str(fields["ref"]),
             str(fields.get("to", "")),
             out,
             self._base(fields),
             bool(fields.get("lossy")),
-            dtype if dtype == "auto" else "Q8_0" if dtype == "q8_0" else dtype_name(dtype),
+            storage_word(str(fields.get("dtype", "auto"))),
             self.overwrite,
             jobs=self._jobs(),
             given=fields.get("given"),

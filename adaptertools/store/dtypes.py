@@ -105,6 +105,13 @@ def dtype_of(name: str) -> DType:
     return DTYPES[name] if name in DTYPES else GGML_TYPES[GGML_NUMBERS[name]]
 
 
+def storage_word(word: str) -> str:
+    """Return what a --dtype of a conversion names: "auto", `Q8_0`, or a safetensors dtype."""
+    if word == "auto":
+        return word
+    return "Q8_0" if word.lower() == "q8_0" else dtype_name(word)
+
+
 def nbytes(dtype: str, elements: int) -> int:
     """Return the bytes that `elements` values of `dtype` take, rounded up for packed types."""
     found = dtype_of(dtype)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from adaptertools.errors import OutputError
@@ -105,6 +106,18 @@ def check_space(out: Path, needed: int, present: int) -> None:
             file=out,
             hint="free some space, or choose another disk",
         )
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside `out`, to be published from; it is gone afterwards."""
+    folder = hidden_sibling(out, "new")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(source: Path, out: Path) -> None:
